@@ -1,0 +1,1 @@
+"""The verl engine: the only folder that imports verl or ray."""

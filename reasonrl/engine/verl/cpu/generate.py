@@ -1,0 +1,346 @@
+"""Continuous batching over a transformers causal LM, with vLLM's sampling parameters. No Ray, no verl.
+
+    N rows generating now, T columns of the key/value cache in use, V vocabulary
+
+Rows are right-aligned: the newest token of every row sits in column T - 1, and `start[i]` is row i's first real
+column. A waiting request joins between two decoding steps (its prompt is prefilled apart and copied in), a finished
+row leaves and its place is closed up, so no row waits for the longest.
+
+Sampling is inverse-CDF on uniforms that a request owns (Philox, keyed by the request's `seed`): token t of a request
+uses its t-th uniform, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+STOP_WINDOW = 16  # tokens decoded again after each step to look for a stop string
+PATIENCE = 8  # decoding steps that a few waiting requests are held back for company
+GROWTH = 64  # columns the cache grows by
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request samples; names and meanings are vLLM's.
+
+    temperature: 0 is greedy. top_p in (0, 1], top_k: -1 or 0 keeps all. max_tokens: at least 1.
+    stop: strings that end the response (they stay in the token ids, as verl's vLLM server leaves them).
+    seed: key of this request's noise, any tuple of non-negative integers below 2**32.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < -1:
+            raise ValueError(f"top_k must be -1 (all) or at least 0, got {self.top_k}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+
+
+@dataclass(eq=False)
+class Sequence_:
+    """One request under way: its prompt, and what it has generated so far."""
+
+    prompt_ids: list[int]
+    sampling: Sampling
+    done: Callable[[Sequence_], None]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finished: bool = False  # True: ended by itself; False: cut at max_tokens
+    uniforms: np.ndarray = field(init=False)  # (max_tokens,)
+
+    def __post_init__(self) -> None:
+        noise = np.random.Generator(np.random.Philox(np.random.SeedSequence(self.sampling.seed)))
+        self.uniforms = noise.random(self.sampling.max_tokens)
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer in a buffer that grows in steps; `used` columns are valid."""
+
+    is_sliding = False
+
+    def __init__(self, layer_idx: int = 0) -> None:
+        super().__init__()
+        self.used = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
+        n, heads, _, width = key_states.shape
+        values = key_states if value_states is None else value_states
+        self.keys = key_states.new_empty(n, heads, GROWTH, width)
+        self.values = values.new_empty(n, heads, GROWTH, values.shape[-1])
+        self.is_initialized = True
+
+    def reserve(self, columns: int) -> None:
+        assert self.keys is not None
+        assert self.values is not None
+        have = self.keys.shape[2]
+        if columns <= have:
+            return
+        extra = -(-(columns - have) // GROWTH) * GROWTH
+        self.keys, self.values = (
+            torch.cat([x, x.new_empty(*x.shape[:2], extra, x.shape[3])], dim=2) for x in (self.keys, self.values)
+        )
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.used + key_states.shape[2]
+        self.reserve(end)
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys[:, :, self.used : end] = key_states
+        self.values[:, :, self.used : end] = value_states
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        return self.used + int(query_length if isinstance(query_length, int) else len(query_length)), 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+    def select(self, rows: torch.Tensor, first_column: int) -> None:
+        """Keep `rows` and the columns from `first_column` on."""
+        self.keys = self.keys[rows, :, first_column : self.used].contiguous()
+        self.values = self.values[rows, :, first_column : self.used].contiguous()
+        self.used -= first_column
+
+    def join(self, other: SlotLayer, rows: torch.Tensor) -> None:
+        """Append rows of `other`, right-aligned with mine."""
+        width = max(self.used, other.used)
+        mine = [_right_align(x[:, :, : self.used], width) for x in (self.keys, self.values)]
+        theirs = [_right_align(x[rows, :, : other.used], width) for x in (other.keys, other.values)]
+        self.keys, self.values = (torch.cat([a, b]) for a, b in zip(mine, theirs, strict=True))
+        self.used = width
+
+
+def _right_align(x: torch.Tensor, width: int) -> torch.Tensor:
+    missing = width - x.shape[2]
+    if missing == 0:
+        return x
+    # zeros, not garbage: a masked column still takes part as 0 * value, and 0 * NaN is NaN
+    return torch.cat([x.new_zeros(*x.shape[:2], missing, x.shape[3]), x], dim=2)
+
+
+class Generator:
+    """Runs requests through `model`; call `add`, then `step` until `idle`."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        end_ids: Sequence[int],
+        decode: Callable[[list[int]], str] | None = None,
+        max_rows: int = 256,
+    ) -> None:
+        kinds = getattr(model.config, "layer_types", None)
+        if kinds is None and getattr(model.config, "sliding_window", None):
+            kinds = ["sliding_attention"]  # Mistral: every layer, and no list of them
+        sliding = {kind for kind in kinds or () if kind != "full_attention"}
+        if sliding:
+            raise ValueError(
+                f"the CPU rollout handles full attention only, this model has layers of type {sorted(sliding)}: "
+                "run it with engine=gpu"
+            )
+        self.model = model
+        self.end_ids = frozenset(end_ids)
+        self.decode = decode
+        self.max_rows = max_rows
+        self.waiting: deque[Sequence_] = deque()
+        self.rows: list[Sequence_] = []
+        self.start = torch.empty(0, dtype=torch.long)  # (N,)
+        self.last = torch.empty(0, dtype=torch.long)  # (N,) newest token of each row
+        self.cache: Cache | None = None
+        self.patience = PATIENCE
+
+    @property
+    def idle(self) -> bool:
+        return not self.rows and not self.waiting
+
+    def add(self, request: Sequence_) -> None:
+        if not request.prompt_ids:
+            raise ValueError("a request needs at least one prompt token")
+        self.waiting.append(request)
+
+    def drop_all(self) -> list[Sequence_]:
+        """Forget every request, returning those that had not finished."""
+        lost = [*self.rows, *self.waiting]
+        self.waiting.clear()
+        self.rows, self.cache = [], None
+        return lost
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let waiting requests join, then generate one token for every row."""
+        room = self.max_rows - len(self.rows)
+        # Joining costs a copy of the cache: let a few gather, for a few steps, unless nothing is running.
+        if self.waiting and room > 0:
+            enough = len(self.waiting) >= min(room, max(1, self.max_rows // 16))
+            if not self.rows or enough or self.patience == 0:
+                self._admit(min(room, len(self.waiting)))
+                return
+            self.patience -= 1
+        if not self.rows:
+            return
+        assert self.cache is not None
+        used = self.cache.get_seq_length()
+        columns = torch.arange(used + 1)
+        mask = _additive(columns[None, :] >= self.start[:, None], self.model.dtype)[:, None, None, :]  # (N, 1, 1, T+1)
+        out = self.model(
+            input_ids=self.last[:, None],
+            attention_mask=mask,
+            position_ids=(used - self.start)[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self._accept(out.logits[:, -1])
+
+    def _admit(self, count: int) -> None:
+        """Prefill each distinct prompt once, sample its first tokens, join the running rows."""
+        requests = [self.waiting[i] for i in range(count)]  # they leave the queue once the model has read them
+        distinct: dict[tuple[int, ...], int] = {}
+        source = [distinct.setdefault(tuple(r.prompt_ids), len(distinct)) for r in requests]
+        prompts = list(distinct)
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        start = torch.tensor([width - len(p) for p in prompts])
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :] = torch.tensor(prompt)
+        columns = torch.arange(width)
+        real = columns[None, :] >= start[:, None]
+        seen = (columns[None, :] <= columns[:, None])[None] & real[:, None, :]
+        seen = seen | torch.eye(width, dtype=torch.bool)[None]  # a padded query must see something, or it becomes NaN
+        cache = Cache(layers=[SlotLayer() for _ in range(self.model.config.num_hidden_layers)])
+        out = self.model(
+            input_ids=ids,
+            attention_mask=_additive(seen, self.model.dtype)[:, None],
+            position_ids=(columns[None, :] - start[:, None]).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        rows = torch.tensor(source)
+        if self.cache is None:
+            for layer in cache.layers:
+                layer.select(rows, 0)
+            self.cache, self.start = cache, start[rows]
+        else:
+            shift = max(width - self.cache.get_seq_length(), 0)
+            for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
+                mine.join(theirs, rows)
+            joined = start[rows] + max(self.cache.get_seq_length() - width, 0)
+            self.start = torch.cat([self.start + shift, joined])
+        before = len(self.rows)
+        for _ in requests:
+            self.waiting.popleft()
+        self.rows.extend(requests)
+        self.patience = PATIENCE
+        self.last = torch.cat([self.last[:before], torch.zeros(len(requests), dtype=torch.long)])
+        self._accept(out.logits[:, -1][rows], first=before)
+
+    def _accept(self, logits: torch.Tensor, first: int = 0) -> None:
+        """Sample a token for the rows from `first` on, and let finished rows leave."""
+        rows = self.rows[first:]
+        tokens, logprobs = sample(logits.float(), rows)
+        self.last[first:] = tokens
+        leaving = []
+        for i, (row, token, logprob) in enumerate(zip(rows, tokens.tolist(), logprobs.tolist(), strict=True), first):
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+            if self._ends(row, token):
+                row.finished = True
+                leaving.append(i)
+            elif len(row.token_ids) >= row.sampling.max_tokens:
+                leaving.append(i)
+        if leaving:
+            self._leave(set(leaving))
+
+    def _ends(self, row: Sequence_, token: int) -> bool:
+        if token in row.sampling.stop_token_ids or (token in self.end_ids and not row.sampling.ignore_eos):
+            return True
+        if row.sampling.stop and self.decode is not None:
+            tail = self.decode(row.token_ids[-STOP_WINDOW:])
+            return any(text in tail for text in row.sampling.stop)
+        return False
+
+    def _leave(self, leaving: set[int]) -> None:
+        gone = [self.rows[i] for i in sorted(leaving)]
+        keep = [i for i in range(len(self.rows)) if i not in leaving]
+        if keep:
+            assert self.cache is not None
+            rows = torch.tensor(keep)
+            self.start = self.start[rows]
+            first_column = int(self.start.min())
+            for layer in self.cache.layers:
+                layer.select(rows, first_column)
+            self.start = self.start - first_column
+            self.last = self.last[rows]
+            self.rows = [self.rows[i] for i in keep]
+        else:
+            self.rows, self.cache = [], None
+            self.start = self.last = torch.empty(0, dtype=torch.long)
+        for row in gone:
+            row.done(row)
+
+
+def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def sample(logits: torch.Tensor, rows: Sequence[Sequence_]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token for each row. logits (N, V) float32 -> token ids (N,), log-probabilities (N,).
+
+    The log-probability is that of the distribution drawn from: after temperature and after top-k and top-p, which is
+    vLLM's `processed_logprobs` and what verl compares with the trained policy.
+    """
+    vocabulary = logits.shape[1]
+    temperature = torch.tensor([r.sampling.temperature for r in rows])
+    greedy = temperature == 0
+    logits = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    top_k = torch.tensor([r.sampling.top_k if r.sampling.top_k > 0 else vocabulary for r in rows])
+    top_p = torch.tensor([r.sampling.top_p for r in rows], dtype=torch.float32)
+    if bool((top_k < vocabulary).any()) or bool((top_p < 1).any()):
+        logits = restrict(logits, top_k.clamp(max=vocabulary), top_p)
+    logprobs = torch.log_softmax(logits, dim=-1)
+    uniform = torch.tensor([r.uniforms[len(r.token_ids)] for r in rows], dtype=torch.float64)
+    cdf = logprobs.double().exp().cumsum(dim=-1)
+    # Scaling by the last value keeps the draw inside the support when rounding leaves the total just under one.
+    drawn = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=vocabulary - 1)
+    tokens = torch.where(greedy, logits.argmax(dim=-1), drawn)
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def restrict(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Set everything outside top-k, then outside the smallest set of mass top_p, to -inf. logits (N, V)."""
+    ordered, order = logits.sort(dim=-1, descending=True)
+    rank = torch.arange(logits.shape[1])
+    ordered = ordered.masked_fill(rank[None, :] >= top_k[:, None], float("-inf"))
+    probability = ordered.softmax(dim=-1)
+    before = probability.cumsum(dim=-1) - probability
+    drop = before >= top_p[:, None]
+    drop[:, 0] = False
+    ordered = ordered.masked_fill(drop, float("-inf"))
+    return torch.empty_like(logits).scatter_(1, order, ordered)

@@ -1,0 +1,342 @@
+"""The verifier: text in, verdict out, whatever the text does to the mathematics libraries behind it.
+
+    text -> cut_reasoning -> extract_answer -> quick() -> cache -> a worker process with a deadline
+
+What needs no library is answered at once in the caller's thread (no answer, equal text, whole numbers, options). The
+rest goes to worker processes that are killed at the deadline: threads cannot be stopped, and `signal.alarm` works only
+in a main thread. Workers start at the first need, by `spawn`, because this runs inside Ray actors with torch threads.
+A worker that dies costs one `error` verdict; a pool that breaks is replaced.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pebble import ProcessPool
+
+from reasonrl.data.typed import typed, unknown_name
+from reasonrl.verify import checkers, worker
+from reasonrl.verify.extract import CUTS, MODES, cut_reasoning, extract_answer
+
+Status = Literal["ok", "no_answer", "timeout", "error"]
+Key = tuple[str, str, str]  # checker, extracted, gold
+
+MAX_ANSWER_CHARS = 2_000  # longer is never compared; the longest golds seen: MATH500 53, DeepMath 161
+STALL_SECONDS = 60.0  # no worker finished anything for a deadline and this long: the pool is stuck and is replaced
+MAX_TRIES = 3  # pools that one comparison may see break
+COUNTS = ("checked", "cached", "no_answer", "timeout", "error")
+
+log = logging.getLogger(__name__)
+
+
+class VerifierError(RuntimeError):
+    """The verifier itself cannot work: a library is missing, or it was closed."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """How answers are found and compared; the `verify` group of the configuration."""
+
+    checker: str = "either"  # either | mathruler | math_verify | exact | choice
+    extract: str = "auto"  # auto | boxed | answer_tag | hashes: where the answer may stand
+    answer_after: str = "none"  # none | first_think | last_think: only text after </think> is scored
+    timeout: float = 10.0  # seconds for one comparison; larger accepts slower mathematics, and waits longer for hangs
+    workers: int = 1  # processes; one does about 450 (Math-Verify) to 14,000 (MathRuler) comparisons a second
+    cache_size: int = 65_536  # verdicts remembered; 0 turns the cache off
+
+    def __post_init__(self) -> None:
+        for kind, got, known in (
+            ("verify.checker", self.checker, checkers.CHECKERS),
+            ("verify.extract", self.extract, MODES),
+            ("verify.answer_after", self.answer_after, CUTS),
+        ):
+            if got not in known:
+                raise ValueError(unknown_name(kind, got, known))
+        if not self.timeout > 0:
+            raise ValueError(f"verify.timeout must be > 0 seconds, got {self.timeout}")
+        if self.workers < 1:
+            raise ValueError(f"verify.workers must be >= 1, got {self.workers}")
+        if self.cache_size < 0:
+            raise ValueError(f"verify.cache_size must be >= 0, got {self.cache_size}")
+
+
+def verify_from_config(cfg: Mapping[str, Any]) -> VerifyConfig:
+    """The `verify` node of a composed configuration. Raises ValueError for unknown keys, naming the nearest ones."""
+    return typed(VerifyConfig, cfg, "verify")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verifier's word on one response."""
+
+    correct: bool
+    extracted: str | None  # the answer that was compared; None when the text states none
+    status: Status  # anything but "ok" is wrong, and says why
+    message: str = ""
+
+
+@dataclass(eq=False)
+class _Job:
+    """One comparison under way, and everybody who waits for it."""
+
+    key: Key
+    waiting: list[Future[Verdict]]
+    tries: int = 0
+    pool: ProcessPool | None = None
+
+
+class Verifier:
+    """Scores texts against gold answers; safe to use from many threads and tasks at once. Close it, or use `with`."""
+
+    def __init__(self, config: VerifyConfig | None = None) -> None:
+        """Raises VerifierError when the checker's library is not installed. Starts no process yet."""
+        self.config = config or VerifyConfig()
+        if (name := checkers.missing_library(self.config.checker)) is not None:
+            raise VerifierError(
+                f"verify={self.config.checker} needs {name!r}, which is not installed: "
+                f"pip install {name.replace('_', '-')}, or choose verify=exact"
+            )
+        self._lock = threading.RLock()  # guards everything below
+        self._cache: OrderedDict[Key, bool] = OrderedDict()
+        self._jobs: dict[Key, _Job] = {}
+        self._pool: ProcessPool | None = None
+        self._progress = time.monotonic()  # when a worker last finished something
+        self._closed = threading.Event()
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._taken = dict.fromkeys(COUNTS, 0)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def submit(self, text: str, answer: str) -> Future[Verdict]:
+        """Score `text` against the gold `answer`. A bad text or answer never raises; it is a verdict.
+
+        The future cannot be cancelled. Raises VerifierError only after `close`.
+        """
+        if self._closed.is_set():
+            raise VerifierError("this Verifier is closed")
+        future: Future[Verdict] = Future()
+        future.set_running_or_notify_cancel()
+        verdict = self._at_once(text, answer)
+        if verdict is not None:
+            with self._lock:
+                self._count(verdict)
+            future.set_result(verdict)
+        else:
+            extracted = self._extract(text)
+            assert extracted is not None  # otherwise there was a verdict at once
+            self._enqueue((self.config.checker, extracted, answer.strip()), future)
+        return future
+
+    async def verify(self, text: str, answer: str) -> Verdict:
+        """`submit` for asyncio."""
+        future = self.submit(text, answer)
+        return future.result() if future.done() else await asyncio.wrap_future(future)
+
+    def verify_many(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+        """Score (text, answer) pairs; verdicts in the same order."""
+        return [future.result() for future in [self.submit(text, answer) for text, answer in pairs]]
+
+    def warm_up(self) -> None:
+        """Start the workers and see one right comparison through, so that a broken installation fails now.
+
+        Raises VerifierError with the worker's own message. Does nothing for checkers that need no process.
+        """
+        if self.config.checker not in checkers.LIBRARIES:
+            return
+        right = ("0.5" if self.config.checker == "mathruler" else r"\frac{2}{4}", r"\frac{1}{2}")
+        try:
+            pool = self._live_pool()
+            correct = pool.schedule(worker.check, args=(self.config.checker, *right, self.config.timeout)).result()
+        except Exception as problem:
+            raise VerifierError(f"verify={self.config.checker} does not work here: {problem!r}") from problem
+        if not correct:
+            raise VerifierError(f"verify={self.config.checker} calls {right[0]} and {right[1]} different")
+
+    def counts(self) -> dict[str, int]:
+        """Verdicts since the start: all of them `checked`; of these `cached`, `no_answer`, `timeout`, `error`."""
+        with self._lock:
+            return dict(self._counts)
+
+    def take_counts(self) -> dict[str, int]:
+        """Like `counts`, since the last call of `take_counts`."""
+        with self._lock:
+            new = {name: self._counts[name] - self._taken[name] for name in COUNTS}
+            self._taken = dict(self._counts)
+            return new
+
+    def close(self) -> None:
+        """Kill the workers. Whoever still waits gets an `error` verdict."""
+        self._closed.set()
+        with self._lock:
+            pool, self._pool = self._pool, None
+            jobs, self._jobs = list(self._jobs.values()), {}
+        for job in jobs:
+            self._answer(job, Verdict(False, job.key[1], "error", "the verifier was closed"))
+        if pool is not None:
+            _stop(pool)
+
+    def __enter__(self) -> "Verifier":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- answering at once -------------------------------------------------------------------------------------------
+
+    def _at_once(self, text: str, answer: str) -> Verdict | None:
+        if not isinstance(answer, str) or not answer.strip():
+            return Verdict(False, None, "error", f"the gold answer must be a non-empty text, got {answer!r}")
+        if len(answer) > MAX_ANSWER_CHARS:
+            return Verdict(False, None, "error", f"the gold answer has over {MAX_ANSWER_CHARS} characters")
+        extracted = self._extract(text)
+        if extracted is None:
+            return Verdict(False, None, "no_answer")
+        if len(extracted) > MAX_ANSWER_CHARS:
+            message = f"{len(extracted)} characters; more than {MAX_ANSWER_CHARS} are never compared"
+            return Verdict(False, extracted[:MAX_ANSWER_CHARS], "ok", message)
+        correct = checkers.quick(self.config.checker, extracted, answer.strip())
+        return None if correct is None else Verdict(correct, extracted, "ok")
+
+    def _extract(self, text: str) -> str | None:
+        scored = cut_reasoning(text, self.config.answer_after) if isinstance(text, str) else None
+        return extract_answer(scored, self.config.extract) if scored else None
+
+    # -- answering in a worker ---------------------------------------------------------------------------------------
+
+    def _enqueue(self, key: Key, future: Future[Verdict]) -> None:
+        with self._lock:
+            known = self._cache.get(key)
+            if known is not None:
+                self._cache.move_to_end(key)
+                verdict = Verdict(known, key[1], "ok")
+                self._count(verdict, cached=True)
+            elif key in self._jobs:
+                self._jobs[key].waiting.append(future)
+                return
+            else:
+                job = self._jobs[key] = _Job(key, [future])
+        if known is not None:
+            future.set_result(verdict)
+        else:
+            self._schedule(job)
+
+    def _schedule(self, job: _Job) -> None:
+        try:
+            with self._lock:
+                pool = job.pool = self._live_pool()
+        except VerifierError as problem:  # closed since `submit` looked
+            self._finish(job, Verdict(False, job.key[1], "error", str(problem)))
+            return
+        try:
+            task = pool.schedule(worker.check, args=(*job.key, self.config.timeout), timeout=self.config.timeout)
+        except Exception as problem:  # pebble refuses with RuntimeError; spawning fails with OSError
+            self._replace(pool, problem)
+        else:
+            task.add_done_callback(lambda done: self._collect(job, pool, done))
+
+    def _collect(self, job: _Job, pool: ProcessPool, task: Future[bool]) -> None:
+        """Runs in a thread of the pool when a task ended, well or not."""
+        problem = task.exception()
+        if problem is None:
+            self._finish(job, Verdict(task.result(), job.key[1], "ok"))
+        elif isinstance(problem, TimeoutError):
+            self._finish(job, Verdict(False, job.key[1], "timeout", f"no verdict in {self.config.timeout:g} s"))
+        elif isinstance(problem, BrokenProcessPool):
+            self._replace(pool, problem)
+        else:
+            self._finish(job, Verdict(False, job.key[1], "error", f"{type(problem).__name__}: {problem}"))
+
+    def _finish(self, job: _Job, verdict: Verdict) -> None:
+        with self._lock:
+            self._progress = time.monotonic()
+            if self._jobs.get(job.key) is not job:
+                return  # given up by `close` or by the watchdog
+            del self._jobs[job.key]
+            if verdict.status == "ok" and self.config.cache_size:  # a timeout may be a busy machine: tried again
+                self._cache[job.key] = verdict.correct
+                while len(self._cache) > self.config.cache_size:
+                    self._cache.popitem(last=False)
+        self._answer(job, verdict)
+
+    def _answer(self, job: _Job, verdict: Verdict) -> None:
+        with self._lock:
+            for rank in range(len(job.waiting)):
+                self._count(verdict, cached=rank > 0)
+        for future in job.waiting:
+            future.set_result(verdict)
+
+    def _count(self, verdict: Verdict, cached: bool = False) -> None:
+        self._counts["checked"] += 1
+        self._counts["cached"] += cached
+        if verdict.status != "ok":
+            self._counts[verdict.status] += 1
+
+    # -- the pool ----------------------------------------------------------------------------------------------------
+
+    def _live_pool(self) -> ProcessPool:
+        with self._lock:
+            if self._closed.is_set():
+                raise VerifierError("this Verifier is closed")
+            if self._pool is None:
+                self._progress = time.monotonic()
+                self._pool = ProcessPool(
+                    max_workers=self.config.workers,
+                    initializer=worker.initialize,
+                    initargs=(self.config.checker,),
+                    context=worker.spawn_context(),
+                )
+                threading.Thread(target=self._watch, args=(self._pool,), name="verify-watch", daemon=True).start()
+            return self._pool
+
+    def _replace(self, pool: ProcessPool, problem: BaseException) -> None:
+        """Drop a broken pool. All jobs it held go to the next one, each at most `MAX_TRIES` times."""
+        with self._lock:
+            orphans = [job for job in self._jobs.values() if job.pool is pool]
+            for job in orphans:
+                job.pool, job.tries = None, job.tries + 1
+        self._drop(pool, problem)
+        for job in orphans:
+            if job.tries < MAX_TRIES:
+                self._schedule(job)
+            else:
+                self._finish(job, Verdict(False, job.key[1], "error", f"no worker process: {problem!r}"))
+
+    def _drop(self, pool: ProcessPool, problem: object) -> None:
+        with self._lock:
+            if self._pool is not pool:
+                return
+            self._pool = None
+        log.warning("the verifier's process pool broke and is replaced: %r", problem)
+        # Not in this thread: it may belong to the pool, which cannot join itself.
+        threading.Thread(target=_stop, args=(pool,), name="verify-stop", daemon=True).start()
+
+    def _watch(self, pool: ProcessPool) -> None:
+        """Replace a pool in which nothing ends any more (a worker killed from outside may keep pebble's lock)."""
+        limit = self.config.timeout + STALL_SECONDS
+        while not self._closed.wait(1.0):
+            with self._lock:
+                if self._pool is not pool:
+                    return
+                stuck = [job for job in self._jobs.values() if job.pool is pool]
+                if not stuck:
+                    self._progress = time.monotonic()
+                stalled = time.monotonic() - self._progress > limit
+            if stalled:
+                self._drop(pool, "stalled")
+                for job in stuck:
+                    self._finish(job, Verdict(False, job.key[1], "error", f"no worker answered for {limit:g} s"))
+                return
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    with contextlib.suppress(Exception):  # a pool that broke while it started has nothing to join
+        pool.join()

@@ -1,0 +1,3 @@
+"""Broken on purpose: fails while it is imported."""
+
+raise RuntimeError("no licence for this file")
