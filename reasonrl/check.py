@@ -48,8 +48,8 @@ def run(args: Sequence[str]) -> int:
         print(f"reasonrl check: {error}", file=sys.stderr)
         return 2
     results = run_contract(factory, **knobs)
-    console = Console()
-    console.print(table(target, results))
+    console = Console(soft_wrap=True)
+    console.print(table(target, results), soft_wrap=False)
     failed = [result for result in results if not result.passed]
     kept = len(results) - len(failed)
     console.print(f"{kept} of {len(results)} laws kept", highlight=False)

@@ -121,7 +121,7 @@ def train_or_describe(cfg: DictConfig, overrides: Sequence[str]) -> int:
     if plan.cfg.dry_run:
         from rich.console import Console
 
-        describe(plan, Console())
+        describe(plan, Console(soft_wrap=True))
     else:
         train_plan(plan)
     return 0

@@ -59,7 +59,7 @@ def run_in_process(cfg: DictConfig, overrides: list[str], number: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     name = job_name(overrides)
     log = folder / f"{name}.log"
-    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, soft_wrap=True)
     console.print(f"job {number}: {name}", highlight=False)
     kept = [recipe_again(o) for o in overrides if not o.startswith(("out=", "name="))]
     command = [sys.executable, "-m", "reasonrl", *kept, f"out={folder}", f"name='{name}'"]

@@ -260,7 +260,7 @@ def train_plan(plan: Plan, console: Console | None = None) -> Run:
     from reasonrl.runs.files import DiskFull
     from reasonrl.runs.folder import RunFolder
 
-    console = console or Console(file=sys.stdout)
+    console = console or Console(file=sys.stdout, soft_wrap=True)
     started = time.monotonic()
     folder = RunFolder.create(plan.folder) if plan.resume_step is None else RunFolder.open(plan.folder)
     folder.keep_checkpoints, folder.record_rollouts = plan.cfg.keep_checkpoints, plan.cfg.record
@@ -341,4 +341,5 @@ def describe(plan: Plan, console: Console) -> None:
         f"{tokens_per_pass(plan.cfg)} tokens a pass; run folder {plan.folder}\n"
         "dry run: checked settings, method, model folder and verl paths (not the data);\nnothing was started",
         highlight=False,
+        markup=False,
     )

@@ -161,7 +161,9 @@ def test_failures_a_user_can_cause_have_their_exit_codes(capsys) -> None:
     assert "log.txt" in last
 
 
-def test_dry_run_prints_the_plan_and_starts_nothing(capsys, elsewhere) -> None:
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_dry_run_prints_the_plan_and_starts_nothing(capsys, elsewhere, monkeypatch, columns) -> None:
+    monkeypatch.setenv("COLUMNS", columns)  # a line is never broken: paths can be copied, output can be searched
     assert main(["--dry-run", "method=deepcompress", "steps=7", "name=mine"]) == 0
     shown = capsys.readouterr().out
     assert "steps: 7" in shown

@@ -115,7 +115,7 @@ def _show(reports: "dict[str, Report]") -> None:
             str(report.path),
         )
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    console.print(table, soft_wrap=False)
     for split, report in reports.items():
         for reason, count in sorted(report.dropped.items(), key=lambda pair: -pair[1]):
             console.print(f"{split}: dropped {count} x {reason}", markup=False)

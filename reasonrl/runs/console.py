@@ -66,9 +66,11 @@ def summary(folder: RunFolder, console: Console, seconds: float) -> None:
             change = f"{(after - before) * 100:+.1f} pt" if "%" in shape else f"{after - before:+.1f}"
             table.add_row(name, shape.format(before), shape.format(after), change)
     if len(validated) > 1:
-        console.print(table)
+        console.print(table, soft_wrap=False)
     curves = draw_curves(frame, folder.path / "curves.png", title=folder.path.name)
-    console.print(f"run folder: {folder.path}" + (f"   curves: {curves}" if curves else ""), highlight=False)
+    console.print(
+        f"run folder: {folder.path}" + (f"   curves: {curves}" if curves else ""), highlight=False, markup=False
+    )
 
 
 def draw_curves(frame: Any, path: Path, *, title: str) -> Path | None:
