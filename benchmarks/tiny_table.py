@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 STEPS = 50
-COMMON = [f"steps={STEPS}", "save_every=0", "validate_every=25"]
+COMMON = [f"steps={STEPS}", "save_every=0", "validate_every=25", "val_n=4"]
 ARMS = {
     "GRPO": ["method=grpo", "method.n=8"],
     "DeepCompress, paper's defaults": ["method=deepcompress", "method.n=8"],

@@ -2,9 +2,9 @@
 
     N rows generating now, T columns of the key/value cache in use, V vocabulary
 
-Rows are right-aligned: the newest token of every row sits in column T - 1, and `start[i]` is row i's first real
-column. A waiting request joins between two decoding steps (its prompt is prefilled apart and copied in), a finished
-row leaves and its place is closed up, so no row waits for the longest.
+Row i has a slot of the cache, filled from column 0 on. A waiting request joins between two decoding steps: its prompt is
+prefilled apart and copied into a free slot. When a row finishes, the last row moves into its slot. So no row waits for the
+longest, and joining or leaving copies one row, not all of them.
 
 Sampling is inverse-CDF on uniforms that a request owns (Philox, keyed by the request's `seed`): token t of a request
 uses its t-th uniform, whatever else is in the batch.
@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 STOP_WINDOW = 16  # tokens decoded again after each step to look for a stop string
 PATIENCE = 8  # decoding steps that a few waiting requests are held back for company
-GROWTH = 64  # columns the cache grows by
+GROWTH = 64  # columns that the cache grows by
 
 
 @dataclass(frozen=True)
@@ -73,76 +73,96 @@ class Sequence_:
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer in a buffer that grows in steps; `used` columns are valid."""
+    """Keys and values of one layer: row i has its own length and fills columns 0 .. length - 1 of slot i.
+
+    A buffer (slots, heads, columns, width) that grows in steps. `place` tells where the next tokens of each row go.
+    """
 
     is_sliding = False
 
-    def __init__(self, layer_idx: int = 0) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__()
-        self.used = 0
+        self.place = place
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
-        n, heads, _, width = key_states.shape
         values = key_states if value_states is None else value_states
-        self.keys = key_states.new_empty(n, heads, GROWTH, width)
-        self.values = values.new_empty(n, heads, GROWTH, values.shape[-1])
+        self.keys, self.values = (_empty_like(x) for x in (key_states, values))
         self.is_initialized = True
 
-    def reserve(self, columns: int) -> None:
+    def reserve(self, slots: int, columns: int) -> None:
+        """Room for at least so many slots and columns. Copies only when a buffer grows."""
         assert self.keys is not None
-        assert self.values is not None
-        have = self.keys.shape[2]
-        if columns <= have:
+        have = self.keys.shape
+        if slots <= have[0] and columns <= have[2]:
             return
-        extra = -(-(columns - have) // GROWTH) * GROWTH
-        self.keys, self.values = (
-            torch.cat([x, x.new_empty(*x.shape[:2], extra, x.shape[3])], dim=2) for x in (self.keys, self.values)
-        )
+        slots = max(have[0], slots if slots <= have[0] else max(slots, 2 * have[0]))
+        columns = max(have[2], -(-columns // GROWTH) * GROWTH)
+        self.keys, self.values = (_grown(x, slots, columns) for x in (self.keys, self.values))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.used + key_states.shape[2]
-        self.reserve(end)
+        """One new token a row: key_states (N, heads, 1, width)."""
+        n, columns = key_states.shape[0], self.place.columns + 1
+        self.reserve(n, columns)
         assert self.keys is not None
         assert self.values is not None
-        self.keys[:, :, self.used : end] = key_states
-        self.values[:, :, self.used : end] = value_states
-        self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        slots = torch.arange(n)
+        self.keys[slots, :, self.place.lengths] = key_states[:, :, 0]
+        self.values[slots, :, self.place.lengths] = value_states[:, :, 0]
+        return self.keys[:n, :, :columns], self.values[:n, :, :columns]
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        return self.used + int(query_length if isinstance(query_length, int) else len(query_length)), 0
+        return self.place.columns + int(query_length if isinstance(query_length, int) else len(query_length)), 0
 
     def get_seq_length(self) -> int:
-        return self.used
+        return self.place.columns
 
     def get_max_cache_shape(self) -> int:
         return -1
 
-    def select(self, rows: torch.Tensor, first_column: int) -> None:
-        """Keep `rows` and the columns from `first_column` on."""
-        self.keys = self.keys[rows, :, first_column : self.used].contiguous()
-        self.values = self.values[rows, :, first_column : self.used].contiguous()
-        self.used -= first_column
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of one slot to another."""
+        for x in (self.keys, self.values):
+            assert x is not None
+            x[target, :, :length] = x[source, :, :length]
 
-    def join(self, other: SlotLayer, rows: torch.Tensor) -> None:
-        """Append rows of `other`, right-aligned with mine."""
-        width = max(self.used, other.used)
-        mine = [_right_align(x[:, :, : self.used], width) for x in (self.keys, self.values)]
-        theirs = [_right_align(x[rows, :, : other.used], width) for x in (other.keys, other.values)]
-        self.keys, self.values = (torch.cat([a, b]) for a, b in zip(mine, theirs, strict=True))
-        self.used = width
+    def fill(self, first: int, read: Any, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Slots from `first` on get what the prompts left in `read`: row `rows[k]`, right-aligned, `lengths[k]` columns."""
+        if not self.is_initialized:
+            self.lazy_initialization(read.keys, read.values)
+        self.reserve(first + len(rows), max(lengths))
+        members: dict[int, list[int]] = {}  # a prompt is often asked for several times
+        for k, row in enumerate(rows):
+            members.setdefault(row, []).append(k)
+        for row, ks in members.items():
+            slots, length = torch.tensor([first + k for k in ks]), lengths[ks[0]]
+            for mine, theirs in ((self.keys, read.keys), (self.values, read.values)):
+                assert mine is not None
+                mine[slots, :, :length] = theirs[row, :, theirs.shape[2] - length :]
 
 
-def _right_align(x: torch.Tensor, width: int) -> torch.Tensor:
-    missing = width - x.shape[2]
-    if missing == 0:
-        return x
+class Place:
+    """Where each running row stands; shared by the layers of a cache."""
+
+    def __init__(self) -> None:
+        self.lengths = torch.empty(0, dtype=torch.long)  # (N,) columns in use
+
+    @property
+    def columns(self) -> int:
+        """T: columns that any row uses."""
+        return int(self.lengths.max()) if len(self.lengths) else 0
+
+
+def _empty_like(states: torch.Tensor) -> torch.Tensor:
     # zeros, not garbage: a masked column still takes part as 0 * value, and 0 * NaN is NaN
-    return torch.cat([x.new_zeros(*x.shape[:2], missing, x.shape[3]), x], dim=2)
+    return states.new_zeros(0, states.shape[1], 0, states.shape[3])
+
+
+def _grown(x: torch.Tensor, slots: int, columns: int) -> torch.Tensor:
+    grown = x.new_zeros(slots, x.shape[1], columns, x.shape[3])
+    grown[: x.shape[0], :, : x.shape[2]] = x
+    return grown
 
 
 class Generator:
@@ -171,7 +191,7 @@ class Generator:
         self.max_rows = max_rows
         self.waiting: deque[Sequence_] = deque()
         self.rows: list[Sequence_] = []
-        self.start = torch.empty(0, dtype=torch.long)  # (N,)
+        self.place = Place()
         self.last = torch.empty(0, dtype=torch.long)  # (N,) newest token of each row
         self.cache: Cache | None = None
         self.patience = PATIENCE
@@ -189,14 +209,18 @@ class Generator:
         """Forget every request, returning those that had not finished."""
         lost = [*self.rows, *self.waiting]
         self.waiting.clear()
-        self.rows, self.cache = [], None
+        self._forget()
         return lost
+
+    def _forget(self) -> None:
+        self.rows, self.cache, self.place = [], None, Place()
+        self.last = torch.empty(0, dtype=torch.long)
 
     @torch.inference_mode()
     def step(self) -> None:
         """Let waiting requests join, then generate one token for every row."""
         room = self.max_rows - len(self.rows)
-        # Joining costs a copy of the cache: let a few gather, for a few steps, unless nothing is running.
+        # Joining costs a pass over the prompts: let a few gather, for a few steps, unless nothing is running.
         if self.waiting and room > 0:
             enough = len(self.waiting) >= min(room, max(1, self.max_rows // 16))
             if not self.rows or enough or self.patience == 0:
@@ -206,16 +230,17 @@ class Generator:
         if not self.rows:
             return
         assert self.cache is not None
-        used = self.cache.get_seq_length()
-        columns = torch.arange(used + 1)
-        mask = _additive(columns[None, :] >= self.start[:, None], self.model.dtype)[:, None, None, :]  # (N, 1, 1, T+1)
+        lengths = self.place.lengths
+        columns = torch.arange(self.place.columns + 1)
+        mask = _additive(columns[None, :] <= lengths[:, None], self.model.dtype)[:, None, None, :]  # (N, 1, 1, T+1)
         out = self.model(
             input_ids=self.last[:, None],
             attention_mask=mask,
-            position_ids=(used - self.start)[:, None],
+            position_ids=lengths[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
+        self.place.lengths = lengths + 1
         self._accept(out.logits[:, -1])
 
     def _admit(self, count: int) -> None:
@@ -233,33 +258,28 @@ class Generator:
         real = columns[None, :] >= start[:, None]
         seen = (columns[None, :] <= columns[:, None])[None] & real[:, None, :]
         seen = seen | torch.eye(width, dtype=torch.bool)[None]  # a padded query must see something, or it becomes NaN
-        cache = Cache(layers=[SlotLayer() for _ in range(self.model.config.num_hidden_layers)])
+        read = DynamicCache()
         out = self.model(
             input_ids=ids,
             attention_mask=_additive(seen, self.model.dtype)[:, None],
             position_ids=(columns[None, :] - start[:, None]).clamp(min=0),
-            past_key_values=cache,
+            past_key_values=read,
             use_cache=True,
             logits_to_keep=1,
         )
-        rows = torch.tensor(source)
-        if self.cache is None:
-            for layer in cache.layers:
-                layer.select(rows, 0)
-            self.cache, self.start = cache, start[rows]
-        else:
-            shift = max(width - self.cache.get_seq_length(), 0)
-            for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
-                mine.join(theirs, rows)
-            joined = start[rows] + max(self.cache.get_seq_length() - width, 0)
-            self.start = torch.cat([self.start + shift, joined])
         before = len(self.rows)
+        lengths = [len(r.prompt_ids) for r in requests]
+        if self.cache is None:
+            self.cache = Cache(layers=[SlotLayer(self.place) for _ in read.layers])
+        for mine, theirs in zip(self.cache.layers, read.layers, strict=True):
+            mine.fill(before, theirs, source, lengths)
+        self.place.lengths = torch.cat([self.place.lengths, torch.tensor(lengths)])
         for _ in requests:
             self.waiting.popleft()
         self.rows.extend(requests)
         self.patience = PATIENCE
         self.last = torch.cat([self.last[:before], torch.zeros(len(requests), dtype=torch.long)])
-        self._accept(out.logits[:, -1][rows], first=before)
+        self._accept(out.logits[:, -1][torch.tensor(source)], first=before)
 
     def _accept(self, logits: torch.Tensor, first: int = 0) -> None:
         """Sample a token for the rows from `first` on, and let finished rows leave."""
@@ -288,22 +308,25 @@ class Generator:
 
     def _leave(self, leaving: set[int]) -> None:
         gone = [self.rows[i] for i in sorted(leaving)]
-        keep = [i for i in range(len(self.rows)) if i not in leaving]
-        if keep:
-            assert self.cache is not None
-            rows = torch.tensor(keep)
-            self.start = self.start[rows]
-            first_column = int(self.start.min())
-            for layer in self.cache.layers:
-                layer.select(rows, first_column)
-            self.start = self.start - first_column
-            self.last = self.last[rows]
-            self.rows = [self.rows[i] for i in keep]
+        if len(leaving) == len(self.rows):
+            self._forget()
         else:
-            self.rows, self.cache = [], None
-            self.start = self.last = torch.empty(0, dtype=torch.long)
+            order = list(range(len(self.rows)))
+            for i in sorted(leaving, reverse=True):
+                if i != len(order) - 1:  # the last row moves into the free slot
+                    self._move(source=len(order) - 1, target=i, length=int(self.place.lengths[order[-1]]))
+                    order[i] = order[-1]
+                order.pop()
+            rows = torch.tensor(order)
+            self.place.lengths, self.last = self.place.lengths[rows], self.last[rows]
+            self.rows = [self.rows[i] for i in order]
         for row in gone:
             row.done(row)
+
+    def _move(self, source: int, target: int, length: int) -> None:
+        assert self.cache is not None
+        for layer in self.cache.layers:
+            layer.move(source, target, length)
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
