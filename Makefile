@@ -18,6 +18,8 @@ ARGS ?=
 DOCS := README.md docs/add_a_method.md
 
 PIP = $(BIN)/python -m pip
+# Its date says when the development tools of pyproject.toml were installed. Not the file of a tool: other packages bring some.
+DEV = $(BIN)/../.reasonrl-dev
 TIMED = start=$$(date +%s); $(1); echo "$(2): $$(( $$(date +%s) - start )) s"
 
 .PHONY: help
@@ -36,12 +38,14 @@ venv: $(BIN)/python ## a virtual environment in .venv, unless one is active
 
 install: $(BIN)/python ## PyTorch, then this folder with its development tools
 	@set -e; $(call TIMED,$(PIP) install --quiet $(TORCH_FLAGS) '$(TORCH)'; $(PIP) install --quiet -e '.[dev]',install)
+	@touch $(DEV)
 
 $(BIN)/reasonrl: | $(BIN)/python
 	@set -e; $(call TIMED,$(PIP) install --quiet $(TORCH_FLAGS) '$(TORCH)'; $(PIP) install --quiet -e .,install)
 
-$(BIN)/pytest $(BIN)/ruff $(BIN)/mypy: | $(BIN)/reasonrl
+$(DEV): pyproject.toml | $(BIN)/reasonrl
 	$(PIP) install --quiet -e '.[dev]'
+	@touch $(DEV)
 
 # Running
 
@@ -56,15 +60,15 @@ gpu-%: | $(BIN)/reasonrl ## GPU run on a data set: make gpu-gsm8k METHOD=grpo MO
 # Checking
 
 .PHONY: check test test-slow docs
-check: | $(BIN)/ruff $(BIN)/mypy ## lint, format, types (seconds)
+check: $(DEV) ## lint, format, types (seconds)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: | $(BIN)/pytest ## the tests, CPU only, at most 8 minutes on 2 cores
+test: $(DEV) ## the tests, CPU only, at most 8 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: | $(BIN)/pytest ## the long tests
+test-slow: $(DEV) ## the long tests
 	$(BIN)/python -m pytest -m slow
 
 docs: export REASONRL_DOC_STEPS ?= 2
@@ -72,16 +76,16 @@ docs: | $(BIN)/reasonrl ## run the code blocks of README and docs, with few step
 	$(BIN)/python docs/run_blocks.py $(DOCS)
 
 .PHONY: bench
-bench: | $(BIN)/reasonrl ## every benchmark
-	@set -e; for file in benchmarks/overhead.py benchmarks/credit.py; do echo "$$file"; $(BIN)/python "$$file"; done
+bench: $(DEV) ## every benchmark
+	@set -e; for file in benchmarks/overhead.py benchmarks/credit.py benchmarks/item_response.py; do echo "$$file"; $(BIN)/python "$$file"; done
 
 .PHONY: wheel wheel_test clean
-wheel: | $(BIN)/pytest ## dist/*.whl
+wheel: $(DEV) ## dist/*.whl
 	rm -rf build
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	rm -rf build
 
-wheel_test: | $(BIN)/pytest
+wheel_test: $(DEV)
 	$(BIN)/python -m pytest tests/test_wheel.py
 
 clean: ## what building and testing left behind; runs and .venv stay

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "pkg://reasonrl.conf"
-COMMANDS = ("train", "data", "check", "export")
+COMMANDS = ("train", "data", "prefixes", "check", "export")
 # Nodes whose keys are checked against the schema, the factory or verl later, with better messages than Hydra's.
 FREE = ("method.", "data.", "verl.", "prompt.", "verify.", "engine.", "model.", "logger.", "dynamic_sampling.")
-PATHS = ("resume", "out", "name")  # quoted for Hydra: a sweep's folders have commas in their names
+PATHS = ("resume", "out", "name", "prefixes")  # quoted for Hydra: a sweep's folders have commas in their names
 TAKES_VALUE = ("-c", "--cfg", "-p", "--package", "-i", "--info", "-cp", "--config-path", "-cn", "--config-name")
 TAKES_VALUE += ("-cd", "--config-dir", "--experimental-rerun")
 SWEEP = ("-m", "--multirun")
@@ -127,8 +127,15 @@ def train_or_describe(cfg: DictConfig, overrides: Sequence[str]) -> int:
     return 0
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Run `work`; turn the failures a user can cause into one message and an exit code."""
+IN_THE_LOG = "The run folder's log.txt holds what verl and Ray said before this."
+RAY_IS_DOWN = "Ray is down and the run folder is consistent: continue it with resume=<run folder>"
+
+
+def guarded(work: Callable[[], int], *, bug: str = IN_THE_LOG, interrupted: str = RAY_IS_DOWN) -> int:
+    """Run `work`; turn the failures a user can cause into one message and an exit code.
+
+    bug, interrupted: what to say after any other failure, and after a Ctrl-C that does not say it itself.
+    """
     from reasonrl.config import ConfigError, RunFailed
     from reasonrl.runs.files import DiskFull
 
@@ -140,15 +147,14 @@ def guarded(work: Callable[[], int]) -> int:
         complain(error.strerror or error)
         return 3
     except KeyboardInterrupt as stop:
-        way_out = "Ray is down and the run folder is consistent: continue it with resume=<run folder>"
-        complain(f"interrupted; {stop.args[0] if stop.args else way_out}")
+        complain(f"interrupted; {stop.args[0] if stop.args else interrupted}")
         return 130
     except RunFailed as error:
         complain(error)
         return 1
     except Exception as error:
         traceback.print_exc()
-        complain(f"{type(error).__name__}: {error}\nThe run folder's log.txt holds what verl and Ray said before this.")
+        complain(f"{type(error).__name__}: {error}\n{bug}")
         return 1
 
 
@@ -210,14 +216,14 @@ def quoted(key: str, value: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def refuse_several(overrides: Sequence[str]) -> None:
-    """Raise UsageError for several values of one key outside a sweep."""
+def refuse_several(overrides: Sequence[str], sweep: str = "add -m to run each of them") -> None:
+    """Raise UsageError for several values of one key outside a sweep; `sweep` says what to do instead."""
     for override in overrides:
         if "=" in override and not override.startswith("-") and parsed(override).is_sweep_override():
             key, _, value = override.lstrip("+").partition("=")
             raise UsageError(
-                f"{key}={value} names several values: add -m to run each of them; a text with commas needs two pairs of "
-                f'quotes, "{quoted(key, value)}"'
+                f"{key}={value} names several values: {sweep}; a text with commas needs two pairs of quotes, "
+                f'"{quoted(key, value)}"'
             )
 
 
@@ -232,7 +238,7 @@ def translate_override(arg: str) -> list[str]:
     if key.startswith("hydra"):
         return [arg]
     check_key(key)
-    if key in ("resume", "out") and not value:
+    if key in ("resume", "out", "prefixes") and not value:
         raise UsageError(f"{key}= is empty: name a folder, or leave {key}= out")
     if key in GROUPS or "/" in key:
         check_option(key, value)
@@ -250,14 +256,14 @@ def alternatives(value: str) -> list[str]:
     return [name.strip() for name in value.split(",")]
 
 
-def check_key(key: str) -> None:
-    """Raise ConfigError for a first word that is no knob, group or Hydra setting."""
+def check_key(key: str, also: Sequence[str] = ()) -> None:
+    """Raise ConfigError for a first word that is no knob, group or Hydra setting, nor one of `also`."""
     from dataclasses import fields
 
     from reasonrl.config import ConfigError, TrainConfig, nearest
 
     first = key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
-    known = {f.name for f in fields(TrainConfig)} | {"hydra"}
+    known = {f.name for f in fields(TrainConfig)} | {"hydra", *also}
     if first not in known:
         raise ConfigError(f"Unknown key '{first}'{nearest(first, known | {'recipe'})}")
 
@@ -353,6 +359,13 @@ def data(args: list[str]) -> int:
         return 130
 
 
+def prefixes(args: list[str]) -> int:
+    from reasonrl.prefixes import run
+
+    again = "give the same command again to continue: what was finished is kept"
+    return guarded(lambda: run(args), bug=again, interrupted=again)
+
+
 def check(args: list[str]) -> int:
     from reasonrl.check import run
 
@@ -365,7 +378,13 @@ def export(args: list[str]) -> int:
     return guarded(lambda: run(args))
 
 
-RUN: dict[str, Callable[[list[str]], int]] = {"train": train, "data": data, "check": check, "export": export}
+RUN: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "data": data,
+    "prefixes": prefixes,
+    "check": check,
+    "export": export,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,10 @@
-"""Whether a model can be trained here at all, from its small files: before torch is imported and Ray is started."""
+"""Whether a model can be trained here at all, and which one it is: before torch is imported and Ray is started."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -146,6 +148,71 @@ def parameters(file: Path) -> int:
             numbers *= dimension
         count += numbers
     return count
+
+
+ENDS = 1 << 20  # bytes at each end of a weight file that are hashed
+
+
+def model_fingerprint(path: str) -> str:
+    """Which model this is, whatever its folder is called: a hash of config.json and of what its weight files end with.
+
+    path: a folder or a hub name, which means its snapshot in the local cache. `hub-<name>@<commit>` when there are no
+    weights to look at yet. Raises ConfigError for a folder that is no model.
+    """
+    folder = Path(path) if Path(path).is_dir() else cached_snapshot(path)
+    if folder is None or not weight_files(folder):
+        return f"hub-{path}@{folder.name if folder else 'main'}"
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in weight_files(folder):
+        size = file.stat().st_size
+        digest.update(f"\0{file.name}\0{size}\0".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(ENDS))
+            content.seek(max(size - ENDS, 0), os.SEEK_SET)
+            digest.update(content.read())
+    return f"files-{digest.hexdigest()}"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a model's weights are loaded from: those an index names, else safetensors, else PyTorch's.
+
+    [] when some of those that an index names are missing.
+    """
+    indexes = [folder / name for name in INDEXES if (folder / name).is_file()]
+    for index in indexes:
+        files = sorted(folder / name for name in _shards(index))
+        if all(file.is_file() for file in files):
+            return files
+    if indexes:
+        return []
+    return next((sorted(folder.glob(pattern)) for pattern in WEIGHTS if any(folder.glob(pattern))), [])
+
+
+def cached_snapshot(name: str) -> Path | None:
+    """Where the local cache of the hub keeps this model; None when it does not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def fetch(path: str) -> None:
+    """Have a hub model's weights in the local cache, so that its fingerprint is theirs. Raises ConfigError."""
+    if Path(path).is_dir():
+        return
+    from huggingface_hub import snapshot_download
+
+    try:
+        for pattern in WEIGHTS:
+            if weight_files(Path(snapshot_download(path, allow_patterns=["*.json", pattern]))):
+                return
+    except Exception as error:  # no network, no such model, no permission: a dozen kinds
+        cause = (str(error).strip().splitlines() or [""])[0]
+        raise ConfigError(
+            f"cannot download model {path}: is the name right? Without a network, download it elsewhere and give the folder: "
+            f"model=<folder>. ({type(error).__name__}: {cause})"
+        ) from error
+    raise ConfigError(f"model {path} has no weights on the hub ({' or '.join(WEIGHTS)})")
 
 
 def checkpoint_bytes(cfg: DictConfig) -> int:

@@ -79,6 +79,7 @@ def prepare(cfg: DictConfig, method: Method | None = None, overrides: Sequence[s
     check_data_needs(method, cfg)
     check_devices(cfg)
     check_model(cfg)
+    check_prefixes(method, cfg)
     if cfg.name:
         check_name(cfg.name)
     folder = Path(cfg.out).expanduser() / (cfg.name or default_name(cfg, method))
@@ -157,6 +158,7 @@ def prepare_resume(cfg: DictConfig, method: Method | None, changes: Mapping[str,
             raise ConfigError(f"checkpoint {folder.checkpoint(step)}: {error}") from error
     if step >= saved.steps:
         raise ConfigError(f"{folder.path} already has {step} of {saved.steps} steps: nothing to do (steps= extends it)")
+    check_own_prefixes(folder, saved)
     check_devices(saved)
     check_model(saved)
     return Plan(saved, method, folder.path, resume_step=step)
@@ -196,6 +198,81 @@ def check_data_needs(method: Method, cfg: DictConfig) -> None:
         check_needs(method, PROVIDED | {"solution_steps", "stored_prefix"})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_prefixes(method: Method, cfg: DictConfig) -> None:
+    """Raise ConfigError unless a method that starts from stored prefixes has a store that fits, and no other has one."""
+    from reasonrl.config import ConfigError
+    from reasonrl.data.prefixes import store_file
+
+    reads = "stored_prefix" in method.needs
+    if cfg.prefixes is None:
+        if reads and cfg.data.source != "verl":  # files in verl's schema may bring their own: seen when they are read
+            raise ConfigError(no_prefixes(method, cfg))
+        return
+    if not reads:
+        raise ConfigError(
+            f"prefixes={cfg.prefixes}: {method.name} with these settings reads no stored prefixes: leave prefixes= out, or "
+            "choose a method that starts from them"
+        )
+    try:
+        check_store(store_file(cfg.prefixes), cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def no_prefixes(method: Method, cfg: DictConfig) -> str:
+    """What to say to a method that has nothing to start from."""
+    from reasonrl.cli import options
+
+    model = cfg.model.name if cfg.model.name in options("model") else cfg.model.path
+    return (
+        f"{method.name} starts its rollouts with stored prefixes, and there are none: make them once with `reasonrl prefixes "
+        f"model={model} data={cfg.data.name}` and this run's other settings, then give prefixes=<store>"
+    )
+
+
+def check_store(file: Path, cfg: DictConfig) -> None:
+    """Raise ConfigError or DataError unless the store at `file` was made by this run's model from its prompt."""
+    from reasonrl.config import ConfigError, package_path
+    from reasonrl.data.prefixes import read_facts
+    from reasonrl.data.prompts import prompt_from_config
+    from reasonrl.models import model_fingerprint
+
+    facts = read_facts(file)
+    mine, theirs = model_fingerprint(package_path(cfg.model.path)), facts.settings["model"]
+    if mine != theirs:
+        # before its weights are downloaded a model is known by its name on the hub only
+        unseen = mine.startswith("hub-") and theirs.startswith("files-")
+        if not (unseen and facts.about.get("path") == cfg.model.path):
+            raise ConfigError(
+                f"{file} was written by another model: {facts.about.get('model')} ({theirs[:18]}), this run trains "
+                f"{cfg.model.name} ({mine[:18]}). Make a store with model={cfg.model.name}, or train the model it is of"
+            )
+    if facts.settings["prompt"] != prompt_from_config(cfg.prompt).hash:
+        raise ConfigError(
+            f"{file} was written after another prompt: {facts.about.get('prompt')}, this run has prompt={cfg.prompt.name} "
+            "(or the same name with other words). Use that prompt, or make a store with this one"
+        )
+
+
+def check_own_prefixes(folder: RunFolder, cfg: DictConfig) -> None:
+    """Raise ConfigError when the store in a run folder is gone or changed: what was outside it is never read again."""
+    from reasonrl.config import ConfigError
+    from reasonrl.data.prefixes import FILE, file_sha256
+
+    file = folder.path / "data" / FILE
+    wanted = folder.provenance().get("prefixes", {}).get("sha256")
+    if wanted is None and cfg.prefixes is None:
+        return
+    if not file.is_file():
+        raise ConfigError(
+            f"{file} is gone: the run started from it. Restore it, from {cfg.prefixes} if that is the same"
+        )
+    if wanted is not None and file_sha256(file) != wanted:
+        raise ConfigError(
+            f"{file} changed since the run started from it (its sha256 is not in provenance.json): restore it"
+        )
 
 
 def check_devices(cfg: DictConfig) -> None:

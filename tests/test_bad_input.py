@@ -100,6 +100,7 @@ def reaches_ray(*args: str) -> None:
         (["model="], "Unknown model ''"),
         (["resume="], "resume= is empty: name a folder, or leave resume= out"),
         (["out="], "out= is empty"),
+        (["prefixes="], "prefixes= is empty: name a folder, or leave prefixes= out"),
         (["steps.x=3"], ""),  # Hydra's own words
         (["verl.trainer.foo=1"], "Choices in verl.trainer: balance_batch, "),
         (["verl.trainer.balance_batch=hello"], "verl.trainer.balance_batch must be true or false, got 'hello'"),

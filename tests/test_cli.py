@@ -55,6 +55,8 @@ def files(folder: Path) -> list[str]:
         ("model=Qwen/Qwen2.5-0.5B", ["model=local", "model.name='Qwen2.5-0.5B'", "model.path='Qwen/Qwen2.5-0.5B'"]),
         ("resume=runs/sweep/method=grpo,seed=1", ["resume='runs/sweep/method=grpo,seed=1'"]),
         ("out=my runs", ["out='my runs'"]),
+        ("prefixes=my, store", ["prefixes='my, store'"]),
+        ("prefixes=null", ["prefixes=null"]),
         ("name=null", ["name=null"]),
         ("name='a'", ["name='a'"]),
         ("hydra.sweep.dir=x", ["hydra.sweep.dir=x"]),
@@ -117,7 +119,7 @@ def test_an_unknown_command_lists_the_commands(capsys) -> None:
     assert main(["trian"]) == 2
     assert (
         capsys.readouterr().err
-        == "reasonrl: Unknown command 'trian'; did you mean train? Choices: check, data, export, train\n"
+        == "reasonrl: Unknown command 'trian'; did you mean train? Choices: check, data, export, prefixes, train\n"
     )
 
 

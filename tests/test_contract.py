@@ -6,17 +6,21 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import reasonrl.methods
 
 from reasonrl.core import LAWS, Method, Prefix, Request, Shaped, per_group, run_contract
 from reasonrl.core.defaults import Correctness, FailureRate, GroupNormalised, Plain
 from reasonrl.parts.advantages import RLOO, DrGRPO
 
+METHODS = sorted(file.stem for file in Path(reasonrl.methods.__file__).parent.glob("*.py") if file.stem != "__init__")
 
-@pytest.mark.parametrize("name", ["grpo", "deepcompress"])
+
+@pytest.mark.parametrize("name", METHODS)
 def test_shipped_methods_keep_every_law(name) -> None:
     results = run_contract(f"reasonrl.methods.{name}:build")
     assert [result.law for result in results] == list(LAWS)

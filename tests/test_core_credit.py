@@ -257,3 +257,20 @@ def _seconds(groups: list[RolloutGroup]) -> float:
     start = time.perf_counter()
     assign_credit(Method("m"), fresh, Ledger())
     return time.perf_counter() - start
+
+
+def test_right_rollouts_that_are_pushed_down_are_counted() -> None:
+    @dataclass(frozen=True)
+    class Short:
+        bounds = (0.0, 1.0)
+
+        @per_group
+        def __call__(self, group, difficulty, ledger):
+            return Shaped(group.scores * (1 - group.lengths / 100))
+
+    # rewards .9, .5, .9: below the mean .7667 is one of the three right ones; the wrong one of the other group is not right
+    groups = [group([1, 1, 1], [10, 50, 10]), group([0, 0], id="p1")]
+    credit = assign_credit(Method("m", reward=Short()), groups, Ledger())
+    assert credit.metrics["advantage/right_below_zero"] == pytest.approx(1 / 3)
+    wrong = assign_credit(Method("m"), [group([0, 0])], Ledger())
+    assert "advantage/right_below_zero" not in wrong.metrics

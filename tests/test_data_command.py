@@ -30,6 +30,24 @@ def test_a_data_set_is_made_and_reported(gsm8k: Path, tmp_path: Path, capsys: py
     assert pq.read_table(tmp_path / "out" / "val.parquet").num_rows == 3
 
 
+def test_cut_solutions_and_wrong_traces_are_told_apart_from_dropped_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solved = [{"question": f"q{i}", "answer": i, "s": f"1. a\nb\n2. so \\boxed{{{min(i, 3)}}}"} for i in range(5)]
+    path = write_jsonl(tmp_path / "own.jsonl", [*solved, {"question": "q"}])
+    settings = ["source=jsonl", f"path={path}", "steps_field=s", "val_split=null", "val_size=1"]
+    assert run([*settings, "steps=numbered", "seed=2", f"out={tmp_path}/out"]) == 0
+    printed = capsys.readouterr().out
+    assert "train: dropped 1 x no answer" in printed
+    assert "train: left out 1 x trace with a wrong answer, the problems kept" in printed
+    assert "'3' instead of '4'" in printed
+    assert "val: left out" not in printed
+    table = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    assert [len(row["extra_info"]["steps"]) for row in table] == [2, 2, 2, 0]
+    assert run([*settings, "steps=none", f"out={tmp_path}/out"]) == 0
+    assert "wrong answer" not in capsys.readouterr().out
+
+
 def test_out_defaults_to_a_folder_of_the_name(gsm8k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["source=gsm8k", f"path={gsm8k}"]) == 0
@@ -43,6 +61,7 @@ def test_arguments_lie_over_the_sources_own_configuration() -> None:
     assert settings["val_split"] is None
     assert parse(["source=reasoning_gym", "options.min_terms=3"])["options"] == {"min_terms": 3}
     assert parse(["source=jsonl", "path=null"])["path"] is None
+    assert [parse(["source=jsonl", f"steps={how}"])["steps"] for how in ("none", "null")] == ["none", None]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +73,10 @@ def test_arguments_lie_over_the_sources_own_configuration() -> None:
         (["source=gsm8k", "pat=x"], "'pat'. Did you mean 'path'"),
         (["source=gsm8k", "path=/nowhere"], "no file or folder /nowhere"),
         (["source=gsm8k", "size=many"], "data.size must be int or null"),
+        (
+            ["source=gsm8k", "steps=number"],
+            "Unknown data.steps 'number'. Did you mean 'numbered'? Choices: auto, lines,",
+        ),
         (["source=arithmetic", "size=[1"], "size=[1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,19 @@ def test_the_step_with_the_answer_is_always_the_last_one(tmp_path: Path) -> None
     item = Item("q", "1", ("a ", r"so \boxed{1}. ", "Done."))
     report = prepare([item], tmp_path / "t.parquet", split="train")
     assert rows(report.path)[0]["extra_info"]["steps"] == ["a ", r"so \boxed{1}. Done."]
+
+
+def test_a_trace_with_a_wrong_answer_goes_and_its_problem_stays(tmp_path: Path) -> None:
+    good, open_, bad = ("1+1=2", "#### 2"), ("1+1=2",), ("1+1=3 ", "so \\boxed{3}.")
+    items = [Item(f"1+1? {i}", "2", steps, "s", f"s/{i}") for i, steps in enumerate([good, bad, open_, (), *[bad] * 4])]
+    report = prepare(items, tmp_path / "t.parquet", split="train")
+    assert (report.rows, report.with_steps, report.traces_dropped, report.dropped) == (8, 2, 5, {})
+    assert report.trace_examples == tuple(f"s/{i}: '3' instead of '2'" for i in (1, 4, 5))
+    kept = [row["extra_info"]["steps"] for row in rows(report.path)]
+    assert kept == [["1+1=2", "#### 2"], [], ["1+1=2"], [], [], [], [], []]
+    without = [replace(item, steps=()) if item.steps == bad else item for item in items]
+    again = prepare(without, tmp_path / "u.parquet", split="train")
+    assert (again.sha256, again.traces_dropped, again.trace_examples) == (report.sha256, 0, ())
 
 
 def test_nothing_left_is_an_error_that_says_what_was_dropped(tmp_path: Path) -> None:
@@ -238,6 +252,56 @@ def test_ready_files_that_are_not_ready_are_refused(tmp_path: Path) -> None:
         build({**ready, "path": str(good)}, tmp_path / "out")
     with pytest.raises(DataError, match=r"source=verl needs files"):
         build(ready, tmp_path / "out")
+
+
+def ready_file(path: Path, extras: list[dict[str, Any]]) -> Path:
+    table = [
+        {
+            "data_source": f"set {i}",
+            "prompt": [{"role": "user", "content": f"q{i}"}],
+            "reward_model": {"style": "rule", "ground_truth": str(i)},
+            "extra_info": extra,
+            "note": i,
+        }
+        for i, extra in enumerate(extras)
+    ]
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(table).replace_schema_metadata({"made": "elsewhere"}), path)
+    return path
+
+
+def test_ready_files_keep_all_but_their_steps_when_these_are_cut(tmp_path: Path) -> None:
+    extras = [
+        {"solution": "1. a\nb\n2. \\boxed{0}\n3. Done.\n", "stored_prefix": ["x"]},
+        {"solution": "so \\boxed{7}", "stored_prefix": []},
+        {"solution": None, "stored_prefix": None},
+    ]
+    path = str(ready_file(tmp_path / "in.parquet", extras))
+    settings = {"name": "verl", "source": "verl", "path": path, "val_path": path}
+    cut = {"steps_field": "extra_info.solution", "steps": "numbered"}
+    report = build({**settings, **cut}, tmp_path / "out")["train"]
+    assert (report.rows, report.with_steps, report.traces_dropped) == (3, 1, 1)
+    assert report.trace_examples == ("in.parquet:1: '7' instead of '1'",)
+    before, after = rows(Path(path)), rows(report.path)
+    assert [row["extra_info"].pop("steps") for row in after] == [["1. a\nb\n", "2. \\boxed{0}\n3. Done.\n"], [], []]
+    assert after == before
+    metadata = pq.read_schema(report.path).metadata
+    assert metadata[b"made"] == b"elsewhere"
+    assert metadata[b"reasonrl.sha256"].decode() == report.sha256
+    ours = {**settings, "path": str(report.path), "val_path": str(report.path)}
+    again = build({**ours, "steps": "lines"}, tmp_path / "again")["train"]  # cut anew from what is stored
+    assert rows(again.path)[0]["extra_info"]["steps"] == ["1. a", "b", "2. \\boxed{0}\n3. Done."]
+    none = build({**ours, "steps": "none"}, tmp_path / "none")["train"]
+    assert (none.with_steps, rows(none.path)[0]["extra_info"]["steps"]) == (0, [])
+
+
+def test_ready_files_without_such_a_column_are_refused(tmp_path: Path) -> None:
+    path = str(ready_file(tmp_path / "in.parquet", [{"solution": 3}]))
+    settings = {"name": "verl", "source": "verl", "path": path, "val_path": path}
+    with pytest.raises(DataError, match=r"in\.parquet:0: no steps column for source=verl \(looked for hints\)"):
+        build({**settings, "steps_field": "hints"}, tmp_path / "out")
+    with pytest.raises(DataError, match=r"in\.parquet:0: extra_info\.solution is neither a text nor a list of texts"):
+        build({**settings, "steps_field": "extra_info.solution"}, tmp_path / "out")
 
 
 def test_hostile_text_survives_the_round_trip(tmp_path: Path) -> None:

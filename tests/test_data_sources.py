@@ -103,6 +103,47 @@ def test_own_steps_may_be_one_text_and_must_be_text(tmp_path: Path) -> None:
     assert made == [Item("a", "1", ("x", "y"), "jsonl"), Dropped("steps are not texts", "train.jsonl:2")]
 
 
+def test_steps_are_cut_as_the_configuration_says(tmp_path: Path) -> None:
+    def steps(source: str, row: dict[str, Any], **settings: Any) -> tuple[str, ...]:
+        made = read(source, tmp_path, [row], **settings)[0]
+        assert isinstance(made, Item)
+        return made.steps
+
+    numbered = "1. One. Two.\nThree.\n2. Four.\n"
+    gsm8k = {"question": "q", "answer": f"{numbered}#### 4", "other": "x\ny"}
+    assert steps("gsm8k", gsm8k, steps="numbered") == ("1. One. Two.\nThree.\n", "2. Four.\n")
+    assert steps("gsm8k", gsm8k, steps="none") == ()
+    assert steps("gsm8k", gsm8k, steps_field="other") == ("x", "y")
+    math = {"problem": "p", "solution": numbered, "answer": "4"}
+    assert steps("math", math, steps="lines") == ("1. One. Two.", "Three.", "2. Four.")
+    own = {"question": "q", "answer": "4", "steps": ["1. One.", "Two.\n", "", "2. Four."], "text": numbered}
+    assert steps("jsonl", own) == ("1. One.", "Two.\n", "", "2. Four.")  # a list is cut already
+    assert steps("jsonl", own, steps="auto") == ("1. One.\nTwo.\n", "2. Four.\n")  # unless cutting is asked for
+    assert steps("jsonl", own, steps="none") == ()
+    assert steps("jsonl", own, steps_field="text") == ("1. One. Two.", "Three.", "2. Four.")
+    assert steps("jsonl", own, steps_field="text", steps="paragraphs") == (numbered,)
+
+
+def test_deepmath_and_skywork_solutions_are_what_follows_the_reasoning(tmp_path: Path) -> None:
+    response = "Hm, \\boxed{3}?\n\nNo.\n</think>\n\nAdd.\n\nSo \\boxed{2}."
+    row = {"question": "a", "final_answer": "2", "r1_solution_1": "1+1", "r1_solution_2": response}
+    first, second = ("r1_solution_1", "r1_solution_2")
+    assert read("deepmath103k", tmp_path, [row]) == [Item("a", "2", (), "deepmath103k")]
+    assert read("deepmath103k", tmp_path, [row], steps_field=first) == [Item("a", "2", ("1+1",), "deepmath103k")]
+    cut = ("\n\nAdd.\n\n", "So \\boxed{2}.")
+    assert read("deepmath103k", tmp_path, [row], steps_field=second) == [Item("a", "2", cut, "deepmath103k")]
+    chat = {"prompt": "a", "reward_model": {"ground_truth": "2"}, "r1": response}
+    whole = ("".join(cut),)
+    made = read("skywork_or1", tmp_path, [chat], steps_field="r1", steps="numbered")
+    assert made == [Item("a", "2", whole, "skywork_or1")]
+
+
+@pytest.mark.parametrize("steps", [5, {"a": "b"}, [None], [["a"]]])
+def test_steps_of_another_type_drop_the_row(tmp_path: Path, steps: object) -> None:
+    made = read("jsonl", tmp_path, [{"question": "a", "answer": "1", "steps": steps}])
+    assert made == [Dropped("steps are not texts", "train.jsonl:1")]
+
+
 @pytest.mark.parametrize("answer", [None, [1], {"a": 1}, True, "", "  "])
 def test_answers_that_are_no_text_or_number_are_dropped(tmp_path: Path, answer: object) -> None:
     made = read("jsonl", tmp_path, [*QA, {"question": "c", "answer": answer}])
@@ -269,6 +310,8 @@ def test_arithmetic_is_made_on_the_fly_with_its_own_knobs() -> None:
     assert len(made) == 20
     assert all(len(item.steps) == 1 for item in made)
     assert settings.val_split == "validation"
+    plain = config("arithmetic", max_terms=2, digits=1, seed=3, steps="none")
+    assert [item.steps for item in items(plain, "train", 3) if isinstance(item, Item)] == [()] * 3
     with pytest.raises(DataError, match="lower the size"):
         list(items(settings, "train", 10**6))
 
@@ -313,6 +356,9 @@ def test_reasoning_gym_rows_come_from_a_child_with_a_fixed_hash_seed() -> None:
         Item("0", "2", (), "reasoning_gym"),
         Item("gcd 5 3 ['n']", "3", (), "reasoning_gym"),
     ]
+    whole = list(items(config("reasoning_gym", steps="sentences"), "train", 3))[1]
+    assert isinstance(whole, Item)
+    assert whole.steps == ("one\ntwo\n",)
     other = [item for item in items(config("reasoning_gym", seed=5), "validation", 4) if isinstance(item, Item)]
     assert other[-1].question.startswith("chain_sum 1000008 ")
 
@@ -335,6 +381,13 @@ def test_every_data_configuration_is_valid(file: Path) -> None:
     assert loaded.overlong == "drop"
 
 
+@pytest.mark.parametrize("source", sorted(set(SOURCES) - {"skywork_or1"}))
+def test_a_configuration_names_how_solutions_are_cut(source: str) -> None:
+    settings = yaml.safe_load((CONF / f"{source}.yaml").read_text())
+    assert settings["steps"] is None  # the source's own way; a key that is not there could not be overridden
+    assert data_from_config({**settings, "steps": "none"}).steps == "none"
+
+
 def test_every_source_has_a_configuration() -> None:
     assert {file.stem for file in CONF.glob("*.yaml")} >= set(SOURCES)
 
@@ -350,6 +403,15 @@ def test_every_source_has_a_configuration() -> None:
         ({"source": "gsm8k", "size": 0}, r"data\.size must be >= 1"),
         ({"source": "gsm8k", "overlong": "cut"}, r"Unknown data\.overlong 'cut'"),
         ({"source": "gsm8k", "seed": True}, r"data\.seed must be int, got True"),
+        (
+            {"source": "gsm8k", "steps": "number"},
+            r"Unknown data\.steps 'number'\. Did you mean 'numbered'\? Choices: auto",
+        ),
+        ({"source": "gsm8k", "steps": 3}, r"data\.steps must be str or null, got 3"),
+        (
+            {"source": "deepmath103k", "steps": "lines"},
+            r"source=deepmath103k takes none by itself: .*data\.steps_field=",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

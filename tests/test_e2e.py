@@ -1,4 +1,4 @@
-"""Training through real Ray and verl on the CPU: two starts, everything else is tested without."""
+"""Training through real Ray and verl on the CPU: three starts, everything else is tested without."""
 
 from __future__ import annotations
 
@@ -158,3 +158,38 @@ def test_prefixes_and_probes_are_recorded_where_they_belong(custom: RunFolder) -
 
 def test_the_imitation_term_reaches_the_loss(custom: RunFolder) -> None:
     assert all(line["actor/imitation_loss"] > 0 for line in custom.lines()[1:])
+
+
+@pytest.fixture(scope="module")
+def hinted(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Two epochs of SEELE on eight problems, with its reference policy."""
+    folder = tmp_path_factory.mktemp("seele")
+    small = [arg for arg in SMALL if not arg.startswith("data.size")]
+    finish(folder, "method=seele", *small, "data.size=8", "data.min_terms=3", "method.rounds=2", "steps=4", "name=run")
+    return RunFolder.open(folder / "runs" / "run")
+
+
+def test_hints_are_planned_from_the_rounds_before_and_remembered_over_epochs(hinted: RunFolder) -> None:
+    last: dict[str, float] = {}
+    for step in (1, 2, 3, 4):
+        frame = hinted.rollouts(step)
+        for id, rows in frame.groupby("problem_id"):
+            assert rows["round"].tolist() == [0, 0, 1, 1]
+            rates = rows.prefix_rate.tolist()
+            assert rates[0] == rates[1]
+            if step > 2:
+                assert rates[0] == pytest.approx(last[id], abs=1e-12)
+            last[id] = rates[2]
+    assert hinted.lines()[1]["hint/cold"] == 1.0
+    assert hinted.lines()[3]["hint/cold"] == 0.0
+
+
+def test_a_hint_is_imitated_and_never_scored_and_the_reference_policy_is_there(hinted: RunFolder) -> None:
+    frame = hinted.rollouts(1)
+    given = frame[frame.prefix_ids.map(len) > 0]
+    assert set(given.prefix_loss) == {"imitate"}
+    assert not given.prefix_scored.any()
+    assert (given.advantages.map(len) == given.token_ids.map(len)).all()
+    assert hinted.lines()[1]["actor/imitation_loss"] > 0
+    assert hinted.lines()[1]["actor/kl_loss"] == pytest.approx(0.0, abs=1e-6)  # before the first update
+    assert hinted.lines()[4]["actor/kl_loss"] > 1e-6

@@ -280,6 +280,16 @@ def test_an_empty_answer_counts_as_failed() -> None:
     assert len(made) == 1
 
 
+def test_a_later_round_that_is_lost_leaves_the_rollouts_of_the_earlier_ones() -> None:
+    def plan(problem: Problem, view: View) -> Sequence[Request]:
+        return (Request(Prefix(), 2),) if view.round < 3 else ()
+
+    engine = Engine(lambda k: [] if k in (2, 3) else [4, END])  # nothing comes back in round 1
+    run = problem_run(worker(engine, plan))
+    assert [row.record["round"] for row in rows(run)] == [0, 0, 2, 2]
+    assert len(run.failed) == 2
+
+
 @pytest.mark.parametrize("engine", [Broken({0, 1}), Engine(lambda k: [])], ids=["raising", "empty"])
 def test_a_round_in_which_everything_failed_is_an_error_with_the_cause(engine) -> None:
     with pytest.raises(SamplingFailed, match="all 2 rollouts of round 0 failed: .*(server gone|returned no token)"):

@@ -50,7 +50,7 @@ def test_the_tiny_run_on_a_cpu() -> None:
             "trainer.use_v1": True,
             "trainer.n_gpus_per_node": 1,
             "trainer.total_training_steps": 50,
-            "trainer.test_freq": 10,
+            "trainer.test_freq": 20,
             "trainer.resume_mode": "disable",
             "trainer.logger": [],
             "trainer.default_local_dir": "runs/mine/checkpoints",

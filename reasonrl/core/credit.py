@@ -41,6 +41,7 @@ METRICS: Mapping[str, str] = {
     "advantage/mean": "mean over trained rollouts of the token-mean advantage",
     "advantage/std": "its standard deviation",
     "advantage/max_abs": "largest absolute value of it",
+    "advantage/right_below_zero": "share of right rollouts with a negative one: pushed down although right",
     "prefix/tokens": "prefix tokens per rollout",
 }
 
@@ -305,22 +306,24 @@ def _reward_metrics(parts: Sequence[Mapping[str, Floats]]) -> dict[str, float]:
 
 
 def _advantage_metrics(groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[Floats]]) -> dict[str, float]:
-    means = np.array(
-        [
-            row[0] if row.strides == (0,) else row.mean()
-            for group, rows in zip(groups, advantages, strict=True)
-            if group.kept
-            for row in rows
-            if row.size
-        ]
-    )
-    if not means.size:
+    pairs = [
+        (row[0] if row.strides == (0,) else row.mean(), rollout.score)
+        for group, rows in zip(groups, advantages, strict=True)
+        if group.kept
+        for rollout, row in zip(group.rollouts, rows, strict=True)
+        if row.size
+    ]
+    if not pairs:
         return {}
-    return {
+    means, scores = np.array(pairs, dtype=np.float64).T
+    metrics = {
         "advantage/mean": float(means.mean()),
         "advantage/std": float(means.std()),
         "advantage/max_abs": float(np.abs(means).max()),
     }
+    if scores.any():
+        metrics["advantage/right_below_zero"] = float((means[scores > 0] < 0).mean())
+    return metrics
 
 
 def _part_metrics(method: Method, groups: Sequence[RolloutGroup], ledger: Ledger, taken: set[str]) -> dict[str, float]:

@@ -27,6 +27,8 @@ Turns a data set into verl's parquet schema: out/train.parquet and out/val.parqu
   size=, val_size=, seed=               how many problems, drawn by the seed
   min_level=, max_level=                by the source's own difficulty
   steps_field=, id_field=, level_field=, hub=, subset=, revision=
+  steps=auto|numbered|paragraphs|lines|sentences|none   how solutions are cut into steps (default: the source's own way);
+                                        a solution that states a wrong answer is left out, its problem stays
 
 In a run the same keys are data.<key>=...; see conf/data/*.yaml. Use the result with
   reasonrl data=verl data.path=FOLDER
@@ -86,7 +88,7 @@ def _mapping(value: Any, arg: str) -> dict[str, Any]:
 
 
 # Taken as they are written: a path may look like a YAML date or number.
-TEXTS = {"name", "source", "path", "val_path", "out", "hub", "subset", "revision", "train_split", "task"} | {
+TEXTS = {"name", "source", "path", "val_path", "out", "hub", "subset", "revision", "train_split", "task", "steps"} | {
     f"{part}_field" for part in ("question", "answer", "steps", "id", "level")
 }
 
@@ -120,4 +122,11 @@ def _show(reports: "dict[str, Report]") -> None:
         for reason, count in sorted(report.dropped.items(), key=lambda pair: -pair[1]):
             console.print(f"{split}: dropped {count} x {reason}", markup=False)
         for example in report.examples:
+            console.print(f"  {example}", markup=False)
+        if report.traces_dropped:
+            console.print(
+                f"{split}: left out {report.traces_dropped} x trace with a wrong answer, the problems kept",
+                markup=False,
+            )
+        for example in report.trace_examples:
             console.print(f"  {example}", markup=False)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from reasonrl.data.items import DataError, Dropped, Item, Rows
-from reasonrl.data.steps import solution_lines
+from reasonrl.data.steps import solution_steps
 
 MANY_ANSWERS = frozenset(
     {
@@ -60,8 +60,18 @@ for i in range(size):
 """
 
 
-def items(*, size: int, seed: int, source: str, task: str = "chain_sum", options: dict[str, Any] | None = None) -> Rows:
+def items(
+    *,
+    size: int,
+    seed: int,
+    source: str,
+    task: str = "chain_sum",
+    options: dict[str, Any] | None = None,
+    how: str = "lines",
+) -> Rows:
     """`size` problems of `task`, as Reasoning Gym makes them from `seed` and the task's own `options`.
+
+    how: the way its worked solutions, where a task has them, are cut into steps.
 
     Raises DataError when the extra is not installed, the task is unknown or has many right answers, or it fails.
     """
@@ -78,7 +88,7 @@ def items(*, size: int, seed: int, source: str, task: str = "chain_sum", options
         if not isinstance(answer, str | int | float) or not str(answer).strip():
             yield Dropped("no single gold answer", where)
         else:
-            steps = solution_lines((row["cot"] or "").split("####")[0])
+            steps = solution_steps((row["cot"] or "").split("####")[0], how)
             yield Item(row["question"], str(answer).strip(), steps, source, None, None)
 
 

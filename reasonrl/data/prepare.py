@@ -17,13 +17,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reasonrl.data import sources
+from reasonrl.data import parsers, readers, sources
 from reasonrl.data.items import DataError, Dropped, Item, Stream
+from reasonrl.data.readers import Row
 from reasonrl.data.sources import DataConfig, data_from_config
 from reasonrl.data.steps import answer_last
+from reasonrl.data.traces import wrong_traces
 
 SCHEMA_VERSION = 1
-EXAMPLES = 3  # dropped rows named per reason
+EXAMPLES = 3  # dropped rows named per reason, and dropped traces
 DROPPED_AS_DUPLICATE = "duplicate question"
 
 SCHEMA = pa.schema(
@@ -59,29 +61,43 @@ class Report:
     dropped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
     examples: tuple[str, ...] = ()  # "reason: where", at most `EXAMPLES` a reason
     with_steps: int | None = None  # rows that carry a solution in steps; None: not looked at (`source: verl`)
+    traces_dropped: int = 0  # rows kept without their solution, because it states a wrong answer
+    trace_examples: tuple[str, ...] = ()  # "id: '5' instead of '7'", at most `EXAMPLES`
 
 
 def prepare(items: Stream, out: Path, *, split: str) -> Report:
     """Write `items` to the parquet file `out`; duplicates are dropped and counted.
 
-    Raises DataError when no row is left, naming what was dropped.
+    A solution that states another answer than the item's is dropped and counted too; its problem stays. Raises
+    DataError when no row is left, naming what was dropped, or when answers cannot be compared here.
     """
     drops = Drops()
-    rows = [_row(item, index, split) for index, item in enumerate(_unique(items, drops))]
+    kept, wrong = _without_wrong_traces(list(_unique(items, drops)))
+    rows = [_row(item, index, split) for index, item in enumerate(kept)]
     if not rows:
         raise DataError(_nothing_left(split, out, drops))
     sha256 = _rows_sha256(rows)
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(_metadata(sha256)))
     _write_atomically(out, lambda path: pq.write_table(table, path, compression="zstd"))
     with_steps = sum(bool(row["extra_info"]["steps"]) for row in rows)
-    return Report(out, len(rows), sha256, dict(drops.counts), tuple(drops.examples), with_steps)
+    return Report(
+        out,
+        len(rows),
+        sha256,
+        dict(drops.counts),
+        tuple(drops.examples),
+        with_steps,
+        len(wrong),
+        tuple(wrong[:EXAMPLES]),
+    )
 
 
 def build(cfg: Mapping[str, Any] | DataConfig, folder: Path) -> dict[str, Report]:
     """Make `train.parquet` and `val.parquet` in `folder` from the `data` node of a configuration.
 
     No problem is in both: training rows that ask a validation question are dropped and counted. With `val_split: null`
-    `val_size` training problems are held out. `source: verl` takes ready files as they are. Raises DataError.
+    `val_size` training problems are held out. `source: verl` takes ready files as they are, but for their steps where
+    `steps` or `steps_field` is given. Raises DataError.
     """
     config = cfg if isinstance(cfg, DataConfig) else data_from_config(cfg)
     try:
@@ -161,6 +177,13 @@ def _unique(items: Stream, drops: Drops) -> Iterator[Item]:
         yield item
 
 
+def _without_wrong_traces(items: list[Item]) -> tuple[list[Item], list[str]]:
+    """The items, without steps where these state a wrong answer, and one line for each of those."""
+    wrong = wrong_traces(items)
+    kept = [replace(item, steps=()) if i in wrong else item for i, item in enumerate(items)]
+    return kept, [f"{problem_id(items[i])}: {remark}" for i, remark in wrong.items()]
+
+
 def _fault(item: Item) -> str | None:
     if not item.question.strip():
         return "no question"
@@ -197,7 +220,7 @@ def _row(item: Item, index: int, split: str) -> dict[str, Any]:
 def _rows_sha256(rows: list[dict[str, Any]]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -284,7 +307,7 @@ def _reported(items: list[Item], out: Path, split: str, drops: Drops) -> Report:
 
 
 def _ready(config: DataConfig, folder: Path) -> dict[str, Report]:
-    """Files that are in verl's schema already: checked, then copied unchanged."""
+    """Files that are in verl's schema already: checked, then copied unchanged, or with their solutions cut into steps."""
     from reasonrl.data.problems import validate
     from reasonrl.data.readers import split_files
 
@@ -306,11 +329,56 @@ def _ready(config: DataConfig, folder: Path) -> dict[str, Report]:
             raise DataError(f"source=verl: {path} is the training file; name the validation file as val_path=...")
         rows = validate(files[0])
         out = folder / f"{split}.parquet"
+        if config.steps is not None or config.steps_field is not None:
+            reports[split] = _with_steps(files[0], out, config)
+            continue
         content = files[0].read_bytes()
         stored = (pq.read_schema(files[0]).metadata or {}).get(b"reasonrl.sha256", b"").decode()
         _write_atomically(out, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
         reports[split] = Report(out, rows, stored or hashlib.sha256(content).hexdigest())
     return reports
+
+
+def _with_steps(file: Path, out: Path, config: DataConfig) -> Report:
+    """A ready file as it is, except for `extra_info.steps`, which are cut from the text that `steps_field` names."""
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    names = sources.columns(config)
+    sources.check_columns(Row(f"{file.name}:0", rows[0]), names, config)
+    items = [_solved(Row(f"{file.name}:{number}", values), names, config.steps) for number, values in enumerate(rows)]
+    items, wrong = _without_wrong_traces(items)
+    for values, item in zip(rows, items, strict=True):
+        values["extra_info"] = {**(values.get("extra_info") or {}), "steps": list(answer_last(item.steps))}
+    sha256 = _rows_sha256(rows)
+    metadata = {**(table.schema.metadata or {}), b"reasonrl.sha256": sha256.encode()}
+    schema = _schema_with_steps(table.schema).with_metadata(metadata)
+    made = pa.Table.from_pylist(rows, schema=schema)
+    _write_atomically(out, lambda path: pq.write_table(made, path, compression="zstd"))
+    with_steps = sum(bool(item.steps) for item in items)
+    return Report(
+        out, len(rows), sha256, with_steps=with_steps, traces_dropped=len(wrong), trace_examples=tuple(wrong[:EXAMPLES])
+    )
+
+
+def _solved(row: Row, names: parsers.Columns, how: str | None) -> Item:
+    """What checking a trace needs of a row."""
+    steps = parsers.own_steps(row, names, how)
+    if steps is None:
+        raise DataError(
+            f"{row.where}: {names.steps[0]} is neither a text nor a list of texts: name another steps_field="
+        )
+    answer = parsers.text(row, names.answer)
+    return Item("", answer, steps, id=parsers.as_text(readers.field(row.values, "extra_info.id")) or row.where)
+
+
+def _schema_with_steps(schema: pa.Schema) -> pa.Schema:
+    at = schema.get_field_index("extra_info")
+    inner = [] if at < 0 else [schema.field(at).type.field(i) for i in range(schema.field(at).type.num_fields)]
+    steps = pa.field("steps", pa.list_(pa.string()))
+    known = [f.name for f in inner]
+    inner = [steps if f.name == "steps" else f for f in inner] + ([] if "steps" in known else [steps])
+    extra = pa.field("extra_info", pa.struct(inner))
+    return schema.append(extra) if at < 0 else schema.set(at, extra)
 
 
 def _write_atomically(out: Path, write: Callable[[Path], Any]) -> None:

@@ -4,7 +4,7 @@ A prompt over the limit is dropped and counted, or refused; it is never cut.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from reasonrl.core import Problem
 from reasonrl.data.items import DataError, step_text
 from reasonrl.data.parsers import as_text
+from reasonrl.data.prefixes import Stored, join, read, tokenise, within
 from reasonrl.data.prompts import Prompt
 
 WAY_OUT = "prepare the file with `reasonrl data`, which writes this schema"
@@ -51,27 +52,31 @@ def load(
     max_prompt_tokens: int,
     overlong: Literal["drop", "error"] = "drop",
     solutions: bool = True,
+    prefixes: Path | None = None,
 ) -> Loaded:
     """Read and tokenise. Steps are tokenised one by one, without special tokens, so that a hint ends at a step.
 
-    A column `extra_info.stored_prefix` (texts, one a paragraph) becomes `Problem.stored_prefix`. `solutions=False`
-    skips both, for methods that read neither. Raises DataError for a bad file, or when every prompt is too long.
+    `Problem.stored_prefix`, one array a paragraph, comes from the store `prefixes`, joined by problem id and never as
+    long as the sample it was cut from; without a store, from a column `extra_info.stored_prefix` (texts).
+    `solutions=False` skips steps and prefixes, for callers that read neither. Raises DataError for a bad file, a store
+    of other data, or when every prompt is too long.
     """
     rows = list(_rows(Path(parquet)))
     prompts = prompt.encode_many([row.question for row in rows], tokenizer)
     lengths = [len(ids) for ids in prompts]
     kept = [i for i, length in enumerate(lengths) if length <= max_prompt_tokens]
     _check_lengths(Path(parquet), rows, lengths, max_prompt_tokens, bool(kept), overlong)
-    texts = [_pieces(rows[i]) if solutions else ([], []) for i in kept]
+    stored = _joined(prefixes, [rows[i] for i in kept])
+    texts = [_pieces(rows[i], stored) if solutions else ([], []) for i in kept]
     pieces = [text for steps, prefix in texts for text in (*steps, *prefix)]
-    ids: Iterator[Any] = iter(_tokenise(pieces, tokenizer))
+    ids: Iterator[Any] = tokenise(pieces, tokenizer)
     problems = [
         Problem(
             id=rows[i].id,
             prompt_ids=prompts[i],  # type: ignore[arg-type]
             answer=rows[i].answer,
             solution_steps=tuple(next(ids) for _ in steps),
-            stored_prefix=tuple(next(ids) for _ in prefix),
+            stored_prefix=_shorter_than_sample([next(ids) for _ in prefix], rows[i].id, stored),
             source=rows[i].source,
         )
         for i, (steps, prefix) in zip(kept, texts, strict=True)
@@ -155,14 +160,24 @@ def _content_id(source: str, question: str, answer: str) -> str:
     return f"{source or 'problem'}/{hashlib.sha256(repr((question, answer)).encode()).hexdigest()[:16]}"
 
 
-def _pieces(row: _Row) -> tuple[list[str], list[str]]:
-    return [step_text(step) for step in row.steps if step], [text for text in row.prefix if text]
+def _joined(prefixes: Path | None, rows: Sequence[_Row]) -> Mapping[str, Stored] | None:
+    if prefixes is None:
+        return None
+    store = read(prefixes)
+    join(store, ((row.id, row.question) for row in rows))
+    return store.rows
 
 
-def _tokenise(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    if not texts:
-        return []
-    return list(tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"])
+def _pieces(row: _Row, stored: Mapping[str, Stored] | None) -> tuple[list[str], list[str]]:
+    """Texts of the steps and of the prefix; a store replaces what the row brings."""
+    prefix = row.prefix
+    if stored is not None:
+        prefix = stored[row.id].paragraphs if row.id in stored else ()
+    return [step_text(step) for step in row.steps if step], [text for text in prefix if text]
+
+
+def _shorter_than_sample(ids: list[Any], id: str, stored: Mapping[str, Stored] | None) -> tuple[Any, ...]:
+    return tuple(ids if stored is None or id not in stored else within(ids, stored[id].sample_tokens - 1))
 
 
 def _check_lengths(

@@ -6,7 +6,7 @@ columns, nested ones too. A new shape is one parser in `parsers.py` and one line
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from reasonrl.data import gym, parsers
@@ -14,6 +14,7 @@ from reasonrl.data.items import DataError, Dropped, Rows
 from reasonrl.data.parsers import Columns
 from reasonrl.data.readers import Row, from_hub, has, read
 from reasonrl.data.readers import Rows as RawRows
+from reasonrl.data.steps import SPLITTERS
 from reasonrl.data.typed import typed, unknown_name
 
 NO_COLUMNS = Columns((), ())
@@ -44,6 +45,7 @@ class DataConfig:
     steps_field: str | None = None
     id_field: str | None = None
     level_field: str | None = None
+    steps: str | None = None  # how solutions are cut into steps, one of steps.SPLITTERS; null = the source's own way
     knobs: dict[str, Any] = field(default_factory=dict)  # the source's own keys of the group
 
     def __post_init__(self) -> None:
@@ -54,6 +56,13 @@ class DataConfig:
         for name, value in (("size", self.size), ("val_size", self.val_size)):
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be >= 1 or null, got {value}")
+        if self.steps is not None and self.steps not in SPLITTERS:
+            raise ValueError(unknown_name("data.steps", self.steps, SPLITTERS))
+        if self.steps not in (None, "none") and not SOURCES[self.source].solutions and not self.steps_field:
+            raise ValueError(
+                f"data.steps={self.steps} cuts solutions, and source={self.source} takes none by itself: name their "
+                f"column as data.steps_field=..."
+            )
 
 
 def data_from_config(cfg: Mapping[str, Any]) -> DataConfig:
@@ -80,43 +89,15 @@ def items(config: DataConfig, split: str, size: int | None = None) -> Rows:
     return source.make(config, split, size) if source.make is not None else _parsed(source, config, split)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Rows and a parser, or a maker of finished items with knobs of its own."""
-
-    parse: parsers.Parse | None = None
-    columns: Columns = NO_COLUMNS
-    make: Callable[[DataConfig, str, int | None], Rows] | None = None
-    knobs: Callable[[], set[str]] = set
-    val_split: str = "test"  # where a configuration does not say
-
-
-def _parsed(source: Source, config: DataConfig, split: str) -> Rows:
+def columns(config: DataConfig) -> Columns:
+    """The column names of the source, replaced by those that the configuration gives."""
     given = {f.name: getattr(config, f"{f.name}_field") for f in fields(Columns)}
-    columns = Columns(**{part: (own,) if own else getattr(source.columns, part) for part, own in given.items()})
-    checked = False
-    for row in _raw_rows(config, split):
-        if isinstance(row, Dropped):
-            yield row
-            continue
-        if not checked:
-            _check_columns(row, columns, config)
-            checked = True
-        assert source.parse is not None
-        yield source.parse(row, columns, config.name)
+    known = SOURCES[config.source].columns
+    return Columns(**{part: (own,) if own else getattr(known, part) for part, own in given.items()})
 
 
-def _raw_rows(config: DataConfig, split: str) -> RawRows:
-    path = config.val_path if config.val_path and split == config.val_split else config.path
-    if path is not None:
-        return read(path, split, config.subset)
-    if config.hub is None:
-        raise DataError(f"data={config.name} needs path=<file or folder> (data.path=... in a run)")
-    return from_hub(config.hub, split, config.subset, config.revision)
-
-
-def _check_columns(row: Row, columns: Columns, config: DataConfig) -> None:
-    """A file of another kind is an error, not a file of which every row is dropped."""
+def check_columns(row: Row, columns: Columns, config: DataConfig) -> None:
+    """A file of another kind is an error, not a file of which every row is dropped. Raises DataError."""
     answers = columns.answer + (columns.steps if config.source == "math" else ())
     wanted = [("question", columns.question), ("answer", answers)]
     wanted += [(part, getattr(columns, part)) for part in ("steps", "id", "level") if getattr(config, f"{part}_field")]
@@ -129,11 +110,47 @@ def _check_columns(row: Row, columns: Columns, config: DataConfig) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Source:
+    """Rows and a parser, or a maker of finished items with knobs of its own."""
+
+    parse: parsers.Parse | None = None
+    columns: Columns = NO_COLUMNS
+    make: Callable[[DataConfig, str, int | None], Rows] | None = None
+    knobs: Callable[[], set[str]] = set
+    val_split: str = "test"  # where a configuration does not say
+    solutions: bool = True  # False: only where `steps_field` names them
+
+
+def _parsed(source: Source, config: DataConfig, split: str) -> Rows:
+    names = columns(config)
+    checked = False
+    for row in _raw_rows(config, split):
+        if isinstance(row, Dropped):
+            yield row
+            continue
+        if not checked:
+            check_columns(row, names, config)
+            checked = True
+        assert source.parse is not None
+        yield source.parse(row, names, config.name, config.steps)
+
+
+def _raw_rows(config: DataConfig, split: str) -> RawRows:
+    path = config.val_path if config.val_path and split == config.val_split else config.path
+    if path is not None:
+        return read(path, split, config.subset)
+    if config.hub is None:
+        raise DataError(f"data={config.name} needs path=<file or folder> (data.path=... in a run)")
+    return from_hub(config.hub, split, config.subset, config.revision)
+
+
 def _arithmetic(config: DataConfig, split: str, size: int | None) -> Rows:
     from reasonrl.data import arithmetic
 
     try:
-        yield from arithmetic.items(split, size or 4096, config.seed, **config.knobs)
+        for item in arithmetic.items(split, size or 4096, config.seed, **config.knobs):
+            yield replace(item, steps=parsers.cut_again(item.steps, config.steps))
     except ValueError as error:
         raise DataError(str(error)) from error
 
@@ -146,7 +163,8 @@ def _arithmetic_knobs() -> set[str]:
 
 def _gym(config: DataConfig, split: str, size: int | None) -> Rows:
     held_out = split != config.train_split
-    return gym.items(size=size or 4096, seed=config.seed + held_out * 1_000_003, source=config.name, **config.knobs)
+    seed = config.seed + held_out * 1_000_003
+    return gym.items(size=size or 4096, seed=seed, source=config.name, how=config.steps or "lines", **config.knobs)
 
 
 SOURCES: dict[str, Source] = {
@@ -165,12 +183,17 @@ SOURCES: dict[str, Source] = {
     "deepmath103k": Source(
         parsers.plain,
         Columns(("question", "prompt"), ("final_answer", "ground_truth"), id=("id",), level=("difficulty",)),
+        solutions=False,
     ),
     "skywork_or1": Source(
         parsers.chat,
         Columns(("prompt",), ("reward_model.ground_truth",), level=("extra_info.model_difficulty",)),
+        solutions=False,
     ),
     "reasoning_gym": Source(make=_gym, knobs=lambda: {"task", "options"}, val_split="validation"),
     "jsonl": Source(parsers.own_fields, Columns(("question",), ("answer",), ("steps",), ("id",), ("level",))),
-    "verl": Source(parsers.own_fields, Columns(("extra_info.question", "prompt"), ("reward_model.ground_truth",))),
+    "verl": Source(
+        parsers.own_fields,
+        Columns(("extra_info.question", "prompt"), ("reward_model.ground_truth",), ("extra_info.steps",)),
+    ),
 }

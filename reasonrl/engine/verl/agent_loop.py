@@ -258,7 +258,7 @@ class ProblemRun:
             return_exceptions=True,
         )
         errors = [r for r in results if isinstance(r, BaseException)]
-        if len(errors) == len(results):
+        if len(errors) == len(results) and not self.rollouts:  # a later round that is lost leaves the earlier ones
             raise SamplingFailed(f"all {len(errors)} rollouts of round {round} failed: {errors[0]!r}")
         for request, result in zip(wanted, results, strict=True):
             if isinstance(result, BaseException):

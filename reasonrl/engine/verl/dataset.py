@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from reasonrl.data.prefixes import beside
 from reasonrl.data.problems import load
 from reasonrl.data.prompts import prompt_from_config
 
@@ -17,13 +18,14 @@ class ProblemDataset(Dataset):
     def __init__(
         self, data_files: Any, tokenizer: Any, config: Any, processor: Any = None, max_samples: int = -1, **_: Any
     ) -> None:
-        path = data_files if isinstance(data_files, str) else data_files[0]
+        path = Path(data_files if isinstance(data_files, str) else data_files[0])
         self.loaded = load(
-            Path(path),
+            path,
             prompt_from_config(config.reasonrl.prompt),
             tokenizer,
             max_prompt_tokens=config.max_prompt_length,
             overlong=config.reasonrl.overlong,
+            prefixes=beside(path),
         )
         self.problems = self.loaded.problems if max_samples < 0 else self.loaded.problems[:max_samples]
 

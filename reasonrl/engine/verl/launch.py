@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,13 @@ from reasonrl.engine.verl.config import attention
 from reasonrl.engine.verl.names import THREADS
 from reasonrl.models import INDEXES, check_facts, checkpoint_bytes
 from reasonrl.runs.files import fingerprint as file_fingerprint
-from reasonrl.runs.files import require_space, write_text
+from reasonrl.runs.files import replacing, require_space, write_text
 from reasonrl.runs.folder import RunFolder
 from reasonrl.runs.order import DataOrder
 from reasonrl.runs.provenance import provenance
 
 if TYPE_CHECKING:
+    from reasonrl.data.prefixes import Store
     from reasonrl.train import Plan
 
 LOGICAL_CPUS = 64  # Ray's count for scheduling, not cores: verl's small actors each claim one
@@ -190,9 +193,11 @@ def require_packages(cfg: Any) -> None:
 
 def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) -> dict[str, str]:
     """Prepare the parquet files in the run folder (or reuse them on resume) and load them once, to fail early."""
+    from reasonrl.data.prefixes import join
     from reasonrl.data.prepare import build
     from reasonrl.data.problems import load
     from reasonrl.data.prompts import prompt_from_config
+    from reasonrl.train import no_prefixes
 
     cfg = plan.cfg
     files = {split: folder.path / "data" / f"{split}.parquet" for split in ("train", "val")}
@@ -200,11 +205,16 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
         if not all(file.is_file() for file in files.values()):
             for split, report in build(cfg.data, folder.path / "data").items():
                 drops = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+                wrong = f"; {report.traces_dropped} without their solution, which states a wrong answer"
                 console.print(
-                    f"data {split}: {report.rows} problems" + (f" (dropped: {drops})" if drops else ""), highlight=False
+                    f"data {split}: {report.rows} problems"
+                    + (f" (dropped: {drops})" if drops else "")
+                    + (wrong if report.traces_dropped else ""),
+                    highlight=False,
                 )
         prompt = prompt_from_config(cfg.prompt)
         provided = {"logprobs", "old_logprobs", "entropy"}
+        store = own_store(plan, folder, tokenizer)
         for split, file in files.items():
             loaded = load(
                 file,
@@ -224,17 +234,60 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
                     raise ConfigError(f"{len(loaded)} training problems are less than batch={cfg.batch}: lower batch")
                 if plan.resume_step:
                     DataOrder(len(loaded), cfg.seed).restore(folder.state(plan.resume_step)["order"])  # raises
-                provided |= {
-                    need
-                    for need in ("solution_steps", "stored_prefix")
-                    if all(getattr(p, need) for p in loaded.problems)
-                }
+                solved = sum(bool(p.solution_steps) for p in loaded.problems)
+                if solved:
+                    provided.add("solution_steps")
+                if "solution_steps" in plan.method.needs and 0 < solved < len(loaded):
+                    console.print(
+                        f"solutions: {solved} of {len(loaded)} problems bring one, the others are given no hint",
+                        highlight=False,
+                    )
+                prefixed = sum(bool(p.stored_prefix) for p in loaded.problems)
+                if store is not None:
+                    joined = join(store, zip((p.id for p in loaded.problems), loaded.questions, strict=True))
+                    console.print(f"prefixes: {joined}", highlight=False)
+                elif "stored_prefix" in plan.method.needs:
+                    if not prefixed:
+                        raise ConfigError(no_prefixes(plan.method, cfg))
+                    console.print(
+                        f"prefixes: {prefixed} of {len(loaded)} problems bring one, the others start plain",
+                        highlight=False,
+                    )
+                if store is not None or prefixed:
+                    provided.add("stored_prefix")
         check_needs(plan.method, provided)
     except ConfigError:
         raise
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
     return {split: str(file) for split, file in files.items()}
+
+
+def own_store(plan: Plan, folder: RunFolder, tokenizer: Any) -> Store | None:
+    """The prefixes of the run, from its folder: copied there by a new run. None when it has none.
+
+    Raises ConfigError or DataError for a store that was made with something else.
+    """
+    from reasonrl.data.prefixes import FILE, prompt_facts, read, store_file, tokenizer_fingerprint
+    from reasonrl.data.prompts import prompt_from_config
+    from reasonrl.train import check_store
+
+    if plan.cfg.prefixes is None:
+        return None
+    own = folder.path / "data" / FILE
+    if not own.is_file():
+        with replacing(own) as scratch:
+            shutil.copyfile(store_file(plan.cfg.prefixes), scratch)
+    check_store(own, plan.cfg)
+    store = replace(read(own), path=Path(plan.cfg.prefixes))  # as the user knows it, for errors
+    put = prompt_facts(prompt_from_config(plan.cfg.prompt), tokenizer)
+    for name, value in {"tokenizer": tokenizer_fingerprint(tokenizer), **put}.items():
+        if store.facts.settings[name] != value:
+            raise ConfigError(
+                f"{store.path} was made with another {name.replace('_', ' ')} than that of model {plan.cfg.model.path}: "
+                "make a store with this model's files"
+            )
+    return store
 
 
 def prepare_environment(cfg: Any, folder: RunFolder) -> None:
@@ -364,13 +417,16 @@ def start_records(plan: Plan, folder: RunFolder, tokenizer: Any, data: dict[str,
     """config.yaml and provenance.json, before the first step."""
     import json
 
+    from reasonrl.data.prefixes import beside, file_sha256, read_facts
     from reasonrl.data.prompts import chat_template_hash, prompt_from_config
 
+    store = beside(Path(data["train"]))
     facts = provenance(
         seed=plan.cfg.seed,
         method={"name": plan.method.name, "parts": {slot: repr(part) for slot, part in plan.method.parts.items()}},
         data={split: file_fingerprint(Path(file)) for split, file in data.items()},
         prompt={"hash": prompt_from_config(plan.cfg.prompt).hash, "chat_template": chat_template_hash(tokenizer)},
+        **({"prefixes": {"sha256": file_sha256(store), **asdict(read_facts(store))}} if store else {}),
         verl_seams=seams,
         tracker_id=folder.tracker_id(),
     )

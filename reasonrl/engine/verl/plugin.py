@@ -49,5 +49,5 @@ def registered() -> dict[str, str]:
 def expected() -> dict[str, str]:
     """What `registered` must return."""
     if ON_CPU:
-        return {"platform": "PlatformCPU", "engine": "FSDPEngineWithLMHead", "rollout": "CPUServerAdapter"}
+        return {"platform": "PlatformCPU", "engine": "CPUEngine", "rollout": "CPUServerAdapter"}
     return {"platform": "PlatformCUDA", "engine": "FSDPEngineWithLMHead"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import verl.checkpoint_engine.base
@@ -12,7 +14,19 @@ import verl.workers.engine_workers
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(FSDPEngineWithLMHead)
+
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
+class CPUEngine(FSDPEngineWithLMHead):
+    """verl's engine without offloading."""
+
+    def _build_fsdp_module(self, module: Any) -> Any:
+        """Shard the module. verl offloads a reference policy to pinned host memory, which only exists beside a GPU."""
+        configured = self.engine_config
+        self.engine_config = replace(configured, forward_only=False, offload_policy=False)
+        try:
+            return super()._build_fsdp_module(module)
+        finally:
+            self.engine_config = configured
 
 
 def open_gloo_process_group(timeout_second: int | None = None, backend: str | None = None) -> None:

@@ -1,0 +1,204 @@
+"""Sampling without training: prompts as token ids in, finished answers out, in whatever order they finish.
+
+Two backends of one shape: `CPUSampler`, our continuous batching over transformers, and `VLLMSampler`, vLLM's offline
+`LLM`. Neither needs Ray or verl. `open_sampler` makes the one that `engine=` names.
+
+An answer's noise belongs to its `Sampling.seed`, so what else is sampled beside it changes no answer, up to the rounding
+of the batch it happens to run in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from reasonrl.config import ConfigError, package_path
+from reasonrl.engine.verl.cpu.generate import Generator, Sampling, Sequence_
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["Answer", "Ask", "CPUSampler", "Sampler", "Sampling", "VLLMSampler", "open_sampler"]
+
+MOST_THREADS = 8  # torch threads on the CPU, unless engine.threads says otherwise
+WAVES = 2  # vLLM answers a call as a whole: more waves lose less to the longest answer, and more work when killed
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer that is wanted."""
+
+    key: Hashable  # comes back with the answer
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer."""
+
+    key: Any
+    token_ids: list[int]  # the end token included when it was emitted
+    finished: bool  # False: cut at max_tokens
+
+
+class Sampler(Protocol):
+    """Holds a model; `asks` may be a generator, it is read no faster than answers are made."""
+
+    def answers(self, asks: Iterable[Ask]) -> Iterator[Answer]:
+        """One answer an ask."""
+        ...
+
+
+class CPUSampler:
+    """A transformers model in this process; a finished answer makes room for the next at once."""
+
+    def __init__(self, model: Any, *, end_ids: Sequence[int], decode: Any = None, max_rows: int = 256) -> None:
+        """Raises ValueError for a model that is not full attention."""
+        self._make = lambda: Generator(model, end_ids=end_ids, decode=decode, max_rows=max_rows)
+        self._make()
+
+    def answers(self, asks: Iterable[Ask]) -> Iterator[Answer]:
+        """One answer an ask, each as soon as it is finished."""
+        generator, asks = self._make(), iter(asks)
+        finished: list[Answer] = []
+        more = True
+        while more or not generator.idle:
+            # no more of them waiting than could run: a request owns its noise, 8 bytes a token
+            for ask in islice(asks, generator.max_rows - len(generator.waiting)):
+                generator.add(_sequence(ask, finished))
+            more = len(generator.waiting) == generator.max_rows
+            generator.step()
+            yield from finished
+            finished.clear()
+
+
+def _sequence(ask: Ask, finished: list[Answer]) -> Sequence_:
+    def done(row: Sequence_) -> None:
+        finished.append(Answer(ask.key, row.token_ids, row.finished))
+
+    return Sequence_(list(ask.prompt_ids), ask.sampling, done)
+
+
+class VLLMSampler:
+    """vLLM's `LLM.generate`, call by call: its engine takes single requests too, but not under a stable interface."""
+
+    def __init__(self, llm: Any, make_params: Any, *, at_once: int) -> None:
+        """llm: a `vllm.LLM`. make_params: `vllm.SamplingParams`. at_once: asks of one call."""
+        self._llm, self._make_params, self._at_once = llm, make_params, at_once
+
+    def answers(self, asks: Iterable[Ask]) -> Iterator[Answer]:
+        """One answer an ask, `at_once` of them at a time."""
+        asks = iter(asks)
+        while some := list(islice(asks, self._at_once)):
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(ask.prompt_ids)} for ask in some],
+                [self._params(ask.sampling) for ask in some],
+                use_tqdm=False,
+            )
+            for ask, output in zip(some, outputs, strict=True):
+                if list(output.prompt_token_ids) != list(ask.prompt_ids):
+                    raise RuntimeError(f"vLLM answered another prompt than {ask.key!r} asked")
+                (made,) = output.outputs
+                yield Answer(ask.key, list(made.token_ids), made.finish_reason == "stop")
+
+    def _params(self, sampling: Sampling) -> Any:
+        return self._make_params(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=list(sampling.stop_token_ids) or None,
+            ignore_eos=sampling.ignore_eos,
+            seed=seed_number(sampling.seed),
+            detokenize=bool(sampling.stop),  # nobody reads the text, unless strings are to be found in it
+        )
+
+
+def seed_number(key: Sequence[int]) -> int:
+    """A request's noise key as the one number that vLLM takes, in 0..2**63 - 1."""
+    return int(np.random.SeedSequence(tuple(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def open_sampler(cfg: DictConfig, tokenizer: Any) -> Iterator[Sampler]:
+    """The sampler of a configuration's model and engine. Raises ConfigError when it cannot be started."""
+    if cfg.engine.device == "cpu":
+        with _threads(cfg.engine.threads or min(os.cpu_count() or 1, MOST_THREADS)):
+            yield _cpu(cfg, tokenizer)
+    else:
+        yield _vllm(cfg)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cpu(cfg: DictConfig, tokenizer: Any) -> CPUSampler:
+    """The same weights in float32, the same end tokens, as a run's CPU rollout."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = package_path(cfg.model.path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=cfg.model.trust_remote_code
+        )
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        end_ids = sorted({end for end in (*ends, tokenizer.eos_token_id) if end is not None})
+        return CPUSampler(
+            model.eval().requires_grad_(False),
+            end_ids=end_ids,
+            decode=tokenizer.decode,
+            max_rows=cfg.engine.max_sequences,
+        )
+    except Exception as error:  # the libraries behind it raise a dozen kinds
+        raise ConfigError(f"cannot load model {path}: {_first_line(error)}") from error
+
+
+def _vllm(cfg: DictConfig) -> VLLMSampler:
+    """vLLM as a run's rollouts have it: bfloat16, the same memory, the same limits."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    path = package_path(cfg.model.path)
+    try:
+        from vllm import LLM, SamplingParams
+
+        llm = LLM(
+            model=path,
+            trust_remote_code=cfg.model.trust_remote_code,
+            dtype="bfloat16",
+            seed=cfg.seed,
+            tensor_parallel_size=cfg.engine.tensor_parallel,
+            gpu_memory_utilization=cfg.engine.rollout_memory,
+            enforce_eager=cfg.engine.eager,
+            max_num_seqs=cfg.engine.max_sequences,
+            max_model_len=cfg.max_prompt_tokens + cfg.max_new_tokens,
+        )
+    except Exception as error:  # out of memory, a broken driver, a kernel that does not compile, ...
+        raise ConfigError(
+            f"vLLM did not start with model {path}: {_first_line(error)}. Out of memory: lower engine.max_sequences, set "
+            f"engine.rollout_memory (now {cfg.engine.rollout_memory}) to what is free, or raise engine.tensor_parallel"
+        ) from error
+    return VLLMSampler(llm, SamplingParams, at_once=WAVES * cfg.engine.max_sequences)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0].rstrip('.')}"
