@@ -31,6 +31,8 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
+            # a shell that was told to work in the background ignores Ctrl-C, and so would all it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

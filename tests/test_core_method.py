@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from reasonrl.core import Loss, Method, check_knobs, check_needs, load_factory, make, with_limits
-from reasonrl.core.defaults import FailureRate, Plain
+from reasonrl.core import Loss, Method, check_knobs, check_needs, load_factory, make, with_limits, with_parts
+from reasonrl.core.defaults import Correctness, FailureRate, Plain
 from reasonrl.core.knobs import check_number
 from reasonrl.parts.advantages import RLOO, DrGRPO
 from reasonrl.parts.overlong import SoftOverlong
@@ -140,6 +140,22 @@ def test_parts_reach_a_factory_that_has_no_slots() -> None:
     method = make(build, {"advantage": RLOO(), "reward": None})
     assert method.advantage == RLOO()
     assert method.reward == Method("m").reward
+
+
+def test_a_factory_can_be_given_slots_for_all_parts() -> None:
+    @with_parts
+    def build(*, n: int = 3) -> Method:
+        return Method("short", prefix=Plain(n))
+
+    assert build() == Method("short", prefix=Plain(3))
+    assert build(n=2, advantage=RLOO(), prefix=None) == Method("short", prefix=Plain(2), advantage=RLOO())
+    assert make(build, {"reward": Correctness(-1.0, 1.0)}).reward == Correctness(-1.0, 1.0)
+    with pytest.raises(
+        ValueError, match="has no knob 'm'.*Choices: advantage, difficulty, n, overlong, prefix, reward"
+    ):
+        check_knobs(build, {"m": 1})
+    with pytest.raises(TypeError, match="n must be int"):
+        check_knobs(build, {"n": "two"})
 
 
 def test_a_factory_must_return_a_method() -> None:

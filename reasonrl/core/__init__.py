@@ -3,7 +3,7 @@
 from reasonrl.core.contract import LAWS, MEANING, LawResult, Violation, run_contract
 from reasonrl.core.credit import METRICS, Credit, PartError, assign_credit
 from reasonrl.core.defaults import Correctness, FailureRate, GroupNormalised, Plain
-from reasonrl.core.factory import Factory, check_knobs, load_factory, make
+from reasonrl.core.factory import Factory, check_knobs, load_factory, make, with_parts
 from reasonrl.core.knobs import check_choice, check_number
 from reasonrl.core.ledger import Ledger, LedgerView, Memory
 from reasonrl.core.method import AGGREGATIONS, SLOTS, Loss, Method, check_needs, with_limits
@@ -79,4 +79,5 @@ __all__ = [
     "plan_rng",
     "run_contract",
     "with_limits",
+    "with_parts",
 ]

@@ -13,6 +13,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import wraps
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from reasonrl.core.method import SLOTS, Method
@@ -38,6 +39,24 @@ def load_factory(path: str) -> Factory:
         choices = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
         raise ValueError(f"{module_name!r} has no function {name!r}.{_nearest(name, choices)}")
     return factory  # type: ignore[no-any-return]
+
+
+def with_parts(factory: Factory) -> Factory:
+    """Decorate a factory: it takes the five part slots as knobs too, and a part that is given replaces its own.
+
+    For factories whose parts do not depend on each other; one that must not build a part it is not going to use takes
+    the slots itself.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    slots = [inspect.Parameter(slot, inspect.Parameter.KEYWORD_ONLY, default=None) for slot in SLOTS]
+
+    @wraps(factory)
+    def build(**knobs: Any) -> Method:
+        parts = {slot: knobs.pop(slot, None) for slot in SLOTS}
+        return replace(factory(**knobs), **{slot: part for slot, part in parts.items() if part is not None})
+
+    build.__signature__ = inspect.Signature([*slots, *parameters])  # type: ignore[attr-defined]
+    return build
 
 
 def check_knobs(factory: Factory, knobs: Mapping[str, Any]) -> None:
