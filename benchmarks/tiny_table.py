@@ -1,11 +1,13 @@
-"""The table of the embedded model: GRPO, DeepCompress by the paper and the short-run recipe, three seeds, equal rollouts.
+"""The tables of the embedded model in recipes/README.md: equal rollouts, three seeds, run folders as evidence.
 
-    python benchmarks/tiny_table.py run runs/tiny_table      # nine runs one after the other, about half an hour on 2 cores
-    python benchmarks/tiny_table.py run runs/tiny_table 2    # only seed 2, to have seeds side by side
-    python benchmarks/tiny_table.py table runs/tiny_table    # the Markdown table from their run folders
+    python benchmarks/tiny_table.py run lengths runs/tiny        # every run of a table, one after the other
+    python benchmarks/tiny_table.py run lengths runs/tiny 2      # only seed 2, to have seeds side by side
+    python benchmarks/tiny_table.py table lengths runs/tiny      # the Markdown table from their run folders
 
-Every run: 50 steps of 16 problems x 8 rollouts on `data=arithmetic`; validation samples 4 answers (temperature 1) to
-each of the same 256 held-out problems.
+lengths: 50 steps of 16 problems x 8 rollouts on `data=arithmetic`, which the model was taught on. Who answers shorter?
+hints: 50 steps of 16 problems x 16 rollouts on 160 problems of four numbers, solved one time in seven. Who learns more?
+
+Validation samples 4 answers (temperature 1) to each of the same 256 held-out problems of the same kind.
 Intervals are Student's t over the three seeds (2 degrees of freedom, 95 %), of the difference by seed where one is shown.
 """
 
@@ -15,21 +17,56 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-STEPS = 50
-COMMON = [f"steps={STEPS}", "save_every=0", "validate_every=25", "val_n=4"]
-ARMS = {
-    "GRPO": ["method=grpo", "method.n=8"],
-    "DeepCompress, paper's defaults": ["method=deepcompress", "method.n=8"],
-    "DeepCompress, `recipe=deepcompress/tiny`": ["recipe=deepcompress/tiny"],
-}
 SEEDS = (1, 2, 3)
 T95 = 4.303  # Student's t, 2 degrees of freedom
+STEPS = 50
+EPOCH = 10  # steps of the hints table: 160 problems in batches of 16
+STORE = "{out}/prefixes"  # of the lengths table, made before its first run
+
+PACE = ["method=pace", "method.n=8", "method.initial_tokens=16", "method.protected_steps=20"]
+SEELE = ["method.n=16", "method.rounds=4"]
 
 
-def name_of(arm: str, seed: int) -> str:
-    return f"{list(ARMS).index(arm)}-s{seed}"
+@dataclass(frozen=True)
+class Table:
+    """Runs to compare: arguments that all of them have, and those of each arm; the first arm is the baseline."""
+
+    common: list[str]
+    arms: dict[str, list[str]]
+
+
+TABLES = {
+    "lengths": Table(
+        [f"steps={STEPS}", "save_every=0", "validate_every=25", "val_n=4"],
+        {
+            "GRPO": ["method=grpo", "method.n=8"],
+            "DeepCompress, paper's defaults": ["method=deepcompress", "method.n=8"],
+            "DeepCompress, `recipe=deepcompress/tiny`": ["recipe=deepcompress/tiny"],
+            "PACE, 16 tokens protected over 20 steps": [*PACE, f"prefixes={STORE}"],
+            "PACE without prefix": ["method=pace", "method.n=8", "method.initial_tokens=0"],
+            "PACE without difficulty scaling": [*PACE, "method.alpha_mode=one", f"prefixes={STORE}"],
+        },
+    ),
+    "hints": Table(
+        [
+            *["model=tiny", "data.min_terms=4", "data.max_terms=4", "data.size=160", f"steps={STEPS}"],
+            *["save_every=0", "validate_every=25", "val_n=4"],
+        ],
+        {
+            "GRPO": ["method=grpo", "method.n=16"],
+            "SEELE": ["method=seele", *SEELE],
+            "UFT": ["method=uft", "method.n=16", f"method.hint_steps={STEPS * 3 // 5}"],
+            "Prefix-RFT": ["method=prefix_rft", "method.n=16"],
+        },
+    ),
+}
+
+
+def name_of(table: str, arm: str, seed: int) -> str:
+    return f"{table}-{list(TABLES[table].arms).index(arm)}-s{seed}"
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -37,17 +74,25 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def run(out: Path, seeds: tuple[int, ...] = SEEDS) -> None:
+def reasonrl(*args: str) -> None:
+    print("reasonrl", " ".join(args), flush=True)
+    subprocess.run([sys.executable, "-m", "reasonrl", *args], check=True)
+
+
+def run(name: str, out: Path, seeds: tuple[int, ...] = SEEDS) -> None:
     """Make the runs that are not complete yet."""
+    table = TABLES[name]
+    store = STORE.format(out=out)
     for seed in seeds:
-        for arm, args in ARMS.items():
-            name = name_of(arm, seed)
-            done = lines(out / name)
+        for arm, args in table.arms.items():
+            run_name = name_of(name, arm, seed)
+            done = lines(out / run_name)
             if done and done[-1]["step"] == STEPS:
                 continue
-            command = [sys.executable, "-m", "reasonrl", *args, *COMMON, f"seed={seed}", f"out={out}", f"name={name}"]
-            print(" ".join(command[1:]), flush=True)
-            subprocess.run(command, check=True)
+            args = [arg.format(out=out) for arg in args]
+            if f"prefixes={store}" in args and not (Path(store) / "prefixes.parquet").is_file():
+                reasonrl("prefixes", "model=tiny", "data=arithmetic", "n=8", f"store={store}")
+            reasonrl(*args, *table.common, f"seed={seed}", f"out={out}", f"name={run_name}")
 
 
 def with_interval(values: list[float], unit: str, scale: float = 1.0) -> str:
@@ -56,42 +101,69 @@ def with_interval(values: list[float], unit: str, scale: float = 1.0) -> str:
     return f"{mean * scale:.1f} ± {half * scale:.1f}{unit}"
 
 
-def table(out: Path) -> str:
-    """Markdown. Raises FileNotFoundError when a run is missing."""
-    ends: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {}
-    for arm in ARMS:
-        for seed in SEEDS:
-            validated = [line for line in lines(out / name_of(arm, seed)) if "val/acc" in line]
-            if not validated or validated[-1]["step"] != STEPS:
-                raise FileNotFoundError(f"{out / name_of(arm, seed)} is not a complete run: `run` first")
-            ends.setdefault(arm, []).append((validated[0], validated[-1]))
-    base = [after["val/tokens_correct"] for _, after in ends["GRPO"]]
-    rows = [
-        "| method | accuracy before | accuracy after | gain | tokens of right answers | against GRPO's | accuracy by seed |",
-        "|---|---|---|---|---|---|---|",
+def runs_of(name: str, out: Path, arm: str) -> list[list[dict[str, float]]]:
+    """The metrics lines of an arm's runs. Raises FileNotFoundError when one is missing or has not ended."""
+    found = [lines(out / name_of(name, arm, seed)) for seed in SEEDS]
+    for seed, made in zip(SEEDS, found, strict=True):
+        if not made or made[-1]["step"] != STEPS or "val/acc" not in made[-1]:
+            raise FileNotFoundError(f"{out / name_of(name, arm, seed)} is not a complete run: `run` first")
+    return found
+
+
+def column(runs: list[list[dict[str, float]]], key: str, at: int = -1) -> list[float]:
+    """One number a seed: at the last validation, or the first."""
+    return [[line[key] for line in made if key in line][at] for made in runs]
+
+
+def lengths_row(runs: list[list[dict[str, float]]], base: list[list[dict[str, float]]]) -> list[str]:
+    after, tokens = column(runs, "val/acc"), column(runs, "val/tokens_correct")
+    gain = [a - b for a, b in zip(after, column(runs, "val/acc", 0), strict=True)]
+    ratio = [t / g - 1 for t, g in zip(tokens, column(base, "val/tokens_correct"), strict=True)]
+    return [
+        f"{sum(column(runs, 'val/acc', 0)) / len(runs):.1%}",
+        with_interval(after, " %", 100),
+        with_interval(gain, " pt", 100),
+        with_interval(tokens, ""),
+        "" if runs is base else with_interval(ratio, " %", 100),
+        ", ".join(f"{a:.1%}" for a in after),
     ]
-    for arm, pairs in ends.items():
-        after = [a["val/acc"] for _, a in pairs]
-        tokens = [a["val/tokens_correct"] for _, a in pairs]
-        gain = [a["val/acc"] - b["val/acc"] for b, a in pairs]
-        ratio = [t / g - 1 for t, g in zip(tokens, base, strict=True)]
-        cells = [
-            arm,
-            f"{sum(b['val/acc'] for b, _ in pairs) / len(pairs):.1%}",
-            with_interval(after, " %", 100),
-            with_interval(gain, " pt", 100),
-            with_interval(tokens, ""),
-            "" if arm == "GRPO" else with_interval(ratio, " %", 100),
-            ", ".join(f"{a:.1%}" for a in after),
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+
+
+def hints_row(runs: list[list[dict[str, float]]], base: list[list[dict[str, float]]]) -> list[str]:
+    after = column(runs, "val/acc")
+    better = [a - b for a, b in zip(after, column(base, "val/acc"), strict=True)]
+    epochs = [[line["score/mean"] for line in made if line["step"] > EPOCH] for made in runs]
+    return [
+        f"{sum(column(runs, 'val/acc', 0)) / len(runs):.1%}",
+        with_interval([sum(scores) / len(scores) for scores in epochs], " %", 100),
+        with_interval(after, " %", 100),
+        "" if runs is base else with_interval(better, " pt", 100),
+        with_interval(column(runs, "val/tokens_correct"), ""),
+        ", ".join(f"{a:.1%}" for a in after),
+    ]
+
+
+HEADS = {
+    "lengths": "| method | accuracy before | accuracy after | gain | tokens of right answers | against GRPO's | "
+    "accuracy by seed |",
+    "hints": "| method | accuracy before | of trained rollouts after the first epoch | held-out accuracy after | "
+    "against GRPO | tokens of right answers | accuracy by seed |",
+}
+ROWS = {"lengths": lengths_row, "hints": hints_row}
+
+
+def markdown(name: str, out: Path) -> str:
+    """The table. Raises FileNotFoundError when a run is missing."""
+    found = {arm: runs_of(name, out, arm) for arm in TABLES[name].arms}
+    base = next(iter(found.values()))
+    rows = [f"| {' | '.join([arm, *ROWS[name](runs, base)])} |" for arm, runs in found.items()]
+    return "\n".join([HEADS[name], "|---" * HEADS[name].count(" | ") + "|---|", *rows])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in ("run", "table"):
+    if len(sys.argv) < 4 or sys.argv[1] not in ("run", "table") or sys.argv[2] not in TABLES:
         sys.exit(__doc__)
     if sys.argv[1] == "run":
-        run(Path(sys.argv[2]), tuple(map(int, sys.argv[3:])) or SEEDS)
+        run(sys.argv[2], Path(sys.argv[3]).absolute(), tuple(map(int, sys.argv[4:])) or SEEDS)
     else:
-        print(table(Path(sys.argv[2])))
+        print(markdown(sys.argv[2], Path(sys.argv[3]).absolute()))
