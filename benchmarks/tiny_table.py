@@ -1,7 +1,7 @@
 """The tables of the embedded model in recipes/README.md: equal rollouts, three seeds, run folders as evidence.
 
     python benchmarks/tiny_table.py run lengths runs/tiny        # every run of a table, one after the other
-    python benchmarks/tiny_table.py run lengths runs/tiny 2      # only seed 2, to have seeds side by side
+    python benchmarks/tiny_table.py run lengths runs/tiny 2      # only seed 2: side by side, once the store is there
     python benchmarks/tiny_table.py table lengths runs/tiny      # the Markdown table from their run folders
 
 lengths: 50 steps of 16 problems x 8 rollouts on `data=arithmetic`, which the model was taught on. Who answers shorter?

@@ -80,6 +80,8 @@ def build(
             1e-6. The paper is silent; both as released.
         Prefix tokens are in the loss, as released, with log-probabilities recomputed by the current policy. The paper
             calls the prefix an anchor and does not say; `mask_prefix_in_loss=true` masks it.
+        A stored text ends before </think>, as in the paper, and also before the first \\boxed, <answer> or #### and before a
+            last line that states the right answer, so that a prefix never gives the answer away.
         Shortest and longest of a group are taken over right and wrong answers, as released. Equal lengths give P = 0,
             where equation 4 is 0/0.
         The sigmoid's deviation divides by n and is guarded by 1e-7: the paper prints neither.

@@ -84,7 +84,7 @@ def build(
         The curve is fitted on a grid instead of by lmfit's TRF from an unpublished start: the same within 1e-3 where the
             fit is unique, and the global minimum where TRF depends on its start.
     Not published, chosen here:
-        The unit of a hint (step), its place (the start of the answer), lr, clip range, number of updates a batch (1), how
+        The unit of a hint (step), its place (the start of the answer), lr, clip range, passes over a batch (1), how
         token losses are added up (sum over a constant 2048, so that gamma = 0.001 is on the scale it was tuned for), and
         the rate that is remembered (the last round's).
     """

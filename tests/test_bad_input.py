@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 import reasonrl.engine.verl.launch as launching
 from reasonrl import cli
 from reasonrl.config import ConfigError, package_path
-from reasonrl.core import Ledger, assign_credit, with_limits
+from reasonrl.core import Ledger, Problem, assign_credit, with_limits
 from reasonrl.models import context, parameters
 from reasonrl.runs import files as run_files
 from reasonrl.runs.files import DiskFull
@@ -605,3 +605,20 @@ def test_an_export_to_a_place_that_cannot_be_written_is_told(
     (here / "file").touch()
     assert cli.main(["export", str(started.path), str(here / "file" / "out")]) == 2
     assert f"cannot make the folder {here}/file (" in capsys.readouterr().err
+
+
+# solutions that nothing can be given away of
+
+
+def test_solutions_of_one_step_are_refused_and_some_without_steps_are_counted(capsys) -> None:
+    from rich.console import Console
+
+    def problems(*steps: int) -> list[Problem]:
+        return [Problem(f"p{i}", [1], "4", solution_steps=([5],) * count) for i, count in enumerate(steps)]  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigError, match="none of the 2 solutions has two steps or more.*data.steps=auto"):
+        launching.tell_hintable(problems(1, 0, 1), Console())
+    launching.tell_hintable(problems(3, 1, 2, 0), Console(soft_wrap=True))
+    assert "2 of 4 problems have two steps or more, the others are given no hint" in capsys.readouterr().out
+    launching.tell_hintable(problems(2, 3), Console())
+    assert capsys.readouterr().out == ""

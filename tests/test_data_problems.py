@@ -158,3 +158,10 @@ def test_ten_thousand_problems_load_in_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
     assert len(load(path, PLAIN, byte_tokenizer(), max_prompt_tokens=100)) == 10_000
     assert time.monotonic() - started < 30.0  # about 2 s on one idle core
+
+
+def test_a_file_from_elsewhere_gives_its_answer_away_in_the_last_step_only(tmp_path: Path) -> None:
+    rows = [{**ROW, "extra_info": {"id": "a", "steps": ["2+2 ", "\\boxed{4} ", "That is all."]}}]
+    tokenizer = byte_tokenizer()
+    (problem,) = load(write(tmp_path, rows), PLAIN, tokenizer, max_prompt_tokens=50).problems
+    assert [tokenizer.decode(ids) for ids in problem.solution_steps] == ["2+2 ", "\\boxed{4} That is all.\n"]

@@ -244,6 +244,9 @@ def test_steps_from_the_first_stated_answer_on_become_one() -> None:
     assert answer_last(("a", "<answer>1</answer>", "b", "c")) == ("a", "<answer>1</answer>\nb\nc")
     assert answer_last(("a", "#### 1", "b")) == ("a", "#### 1\nb")
     assert answer_last(("\\boxed{1} ",)) == ("\\boxed{1} ",)
+    for stated in ("####1", "  #### 1", "\\boxed4", "\\fbox 4"):  # the verifier reads these as well
+        assert answer_last(("a", stated, "b")) == ("a", f"{stated}\nb")
+    assert answer_last(("a ", "\\boxedwidth is no box ", "b")) == ("a ", "\\boxedwidth is no box ", "b")
     assert answer_last(()) == ()
 
 

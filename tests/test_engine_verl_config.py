@@ -299,12 +299,14 @@ def needing(*needs: str) -> Method:
 
 
 CORRECTED = "verl.algorithm.rollout_correction.rollout_is=token"
+BYPASSED = "verl.algorithm.rollout_correction.bypass_mode=true"
 
 
 @pytest.mark.parametrize(
     ("args", "method", "message"),
     [
         ([CORRECTED], needing("stored_prefix"), "rollout_correction.rollout_is weighs tokens .* stored prefix does not have"),
+        ([BYPASSED], needing("stored_prefix"), "rollout_correction.bypass_mode weighs tokens"),
         (["dynamic_sampling.enable=true"], needing("old_logprobs"), "mine reads log-probabilities recomputed .*enable=false"),
         (["dynamic_sampling.enable=true"], needing("entropy"), "mine reads log-probabilities recomputed"),
         (["dynamic_sampling.enable=true"], Method("mine", prefix=Plain(1)), "drops every group of one rollout"),

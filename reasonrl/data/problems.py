@@ -14,6 +14,7 @@ from reasonrl.data.items import DataError, step_text
 from reasonrl.data.parsers import as_text
 from reasonrl.data.prefixes import Stored, join, read, tokenise, within
 from reasonrl.data.prompts import Prompt
+from reasonrl.data.steps import answer_last
 
 WAY_OUT = "prepare the file with `reasonrl data`, which writes this schema"
 
@@ -142,7 +143,7 @@ def _row(values: dict[str, Any], where: str) -> _Row:
         source=source,
         question=question,
         answer=answer,
-        steps=tuple(extra.get("steps") or ()),
+        steps=answer_last(tuple(extra.get("steps") or ())),  # a file from elsewhere may state it earlier
         prefix=tuple(extra.get("stored_prefix") or ()),
         level=extra.get("level"),
     )

@@ -23,7 +23,8 @@ _SENTENCE_END = re.compile(r"[.!?][\"')\]}]*(?:\$\$?|\\\]|\\\))?[\"')]*$")
 # A line of four hashes is GSM8K's answer, unless it reads like a heading: "#### Step 2", "#### 2. Solve", "#### Solve".
 _TITLE = r"[ \t]*(?:\*\*|__)?(?:[A-Za-z]{2}|\d{1,2}[.):][ \t]+\S)"
 HEADING = re.compile(rf"^[ \t]*(?:#{{5,6}}|####(?={_TITLE}))[^\n]*\n(?=\s*\S)", re.MULTILINE)  # with text below it
-_ANSWER = re.compile(rf"\\(?:boxed|fbox)\b|<answer>|^#### (?!{_TITLE})", re.MULTILINE)
+# what the verifier would read: see verify/extract.py
+_ANSWER = re.compile(rf"\\(?:boxed|fbox)(?![a-zA-Z])|<answer>|^[ \t]*####(?!#|{_TITLE})", re.MULTILINE)
 
 _SENTENCE_WHOLE = re.compile(  # what sentences are never cut in; every dollar counts, also those that mean money
     r"\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\[asy\].*?\[/asy\]|```.*?```"

@@ -22,7 +22,6 @@ Unit: TypeAlias = Literal["step", "token"]
 HintLoss: TypeAlias = Literal["nll_token_mean", "nll_token_sum", "policy", "none"]
 
 HINT_LOSSES: tuple[HintLoss, ...] = ("nll_token_mean", "nll_token_sum", "policy", "none")
-LEAST_NEW_TOKENS = 1  # of a response behind the longest hint; more is kept by view.room
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,8 @@ def verl_config(
 
 def refuse_conflicts(cfg: DictConfig, method: Method, overrides: Mapping[str, Any]) -> None:
     """Raise ConfigError for combinations that would run and mean something else than they say."""
-    correction = [p for p in overrides if p.startswith("algorithm.rollout_correction.rollout_") and overrides[p]]
+    reads = ("algorithm.rollout_correction.rollout_", "algorithm.rollout_correction.bypass_mode")
+    correction = [p for p in overrides if p.startswith(reads) and overrides[p]]
     if correction and "stored_prefix" in method.needs:
         raise ConfigError(
             f"verl.{correction[0]} weighs tokens by their rollout log-probabilities, which a stored prefix does not "

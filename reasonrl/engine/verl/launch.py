@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from reasonrl.config import ConfigError, package_path
-from reasonrl.core import check_needs
+from reasonrl.core import Problem, check_needs
 from reasonrl.engine.verl.config import attention
 from reasonrl.engine.verl.names import THREADS
-from reasonrl.models import INDEXES, check_facts, checkpoint_bytes
+from reasonrl.models import INDEXES, check_facts, checkpoint_bytes, fetch
 from reasonrl.runs.files import fingerprint as file_fingerprint
 from reasonrl.runs.files import replacing, require_space, write_text
 from reasonrl.runs.folder import RunFolder
@@ -234,14 +234,10 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
                     raise ConfigError(f"{len(loaded)} training problems are less than batch={cfg.batch}: lower batch")
                 if plan.resume_step:
                     DataOrder(len(loaded), cfg.seed).restore(folder.state(plan.resume_step)["order"])  # raises
-                solved = sum(bool(p.solution_steps) for p in loaded.problems)
-                if solved:
+                if any(p.solution_steps for p in loaded.problems):
                     provided.add("solution_steps")
-                if "solution_steps" in plan.method.needs and 0 < solved < len(loaded):
-                    console.print(
-                        f"solutions: {solved} of {len(loaded)} problems bring one, the others are given no hint",
-                        highlight=False,
-                    )
+                if "solution_steps" in plan.method.needs:
+                    tell_hintable(loaded.problems, console)
                 prefixed = sum(bool(p.stored_prefix) for p in loaded.problems)
                 if store is not None:
                     joined = join(store, zip((p.id for p in loaded.problems), loaded.questions, strict=True))
@@ -263,6 +259,22 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
     return {split: str(file) for split, file in files.items()}
 
 
+def tell_hintable(problems: Sequence[Problem], console: Console) -> None:
+    """Say how many solutions can be given away in part. Raises ConfigError when solutions are there and none can."""
+    solved = sum(bool(p.solution_steps) for p in problems)
+    several = sum(len(p.solution_steps) > 1 for p in problems)
+    if solved and not several:
+        raise ConfigError(
+            f"none of the {solved} solutions has two steps or more, so nothing could be given away: cut them otherwise with "
+            "data.steps=auto (or numbered, paragraphs, lines, sentences)"
+        )
+    if several < len(problems):
+        console.print(
+            f"solutions: {several} of {len(problems)} problems have two steps or more, the others are given no hint",
+            highlight=False,
+        )
+
+
 def own_store(plan: Plan, folder: RunFolder, tokenizer: Any) -> Store | None:
     """The prefixes of the run, from its folder: copied there by a new run. None when it has none.
 
@@ -278,6 +290,7 @@ def own_store(plan: Plan, folder: RunFolder, tokenizer: Any) -> Store | None:
     if not own.is_file():
         with replacing(own) as scratch:
             shutil.copyfile(store_file(plan.cfg.prefixes), scratch)
+    fetch(package_path(plan.cfg.model.path))  # a hub model is known by its weights from here on
     check_store(own, plan.cfg)
     store = replace(read(own), path=Path(plan.cfg.prefixes))  # as the user knows it, for errors
     put = prompt_facts(prompt_from_config(plan.cfg.prompt), tokenizer)
