@@ -66,7 +66,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """Killed anywhere, start-up and saving included; every resume continues, and the records end complete."""
     rng = random.Random(20)
     run = tmp_path / "runs" / "run"
-    args = [*RUN, "steps=60", "save_every=1"]
+    args = [*RUN, "steps=150", "save_every=1"]
     kills, reached = 0, []
     started, process = time.monotonic(), start(tmp_path, *args)
     saved = run / "checkpoints" / "global_step_1" / "reasonrl" / "COMPLETE"
@@ -90,13 +90,13 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
 
             shutil.rmtree(run)  # killed before the run was one
     folder = RunFolder.open(run)
-    if folder.lines()[-1]["step"] < 60:
+    if folder.lines()[-1]["step"] < 150:
         finish(tmp_path, "resume=runs/run", seconds=900)
     lines = folder.lines()
-    assert [line["step"] for line in lines] == list(range(61))
+    assert [line["step"] for line in lines] == list(range(151))
     orders = [json.loads(folder.state(step)["order"])["position"] for step in folder.complete_checkpoints()]
     assert orders == sorted(orders)
-    for step in range(1, 61):
+    for step in range(1, 151):
         assert len(folder.rollouts(step)) > 0
     print(f"kills: {kills}; checkpoint after each: {reached}")
 
