@@ -206,12 +206,15 @@ def test_the_baseline_of_a_round_compares_equal_hints() -> None:
 
 
 def test_without_a_hint_it_is_dr_grpo_to_the_bit() -> None:
+    # by hand: reward minus the group's mean, 1/2 and 3/4
+    by_hand = [[0.5, -0.5, -0.5, 0.5], [0.25, 0.25, 0.25, -0.75]]
     groups = [group([1, 0, 0, 1], [5, 9, 3, 7]), group([1, 1, 1, 0], [5, 9, 3, 7], id="p1")]
     ours = assign_credit(build(rounds=1), groups, Ledger())
     plain = assign_credit(build_grpo(advantage=DrGRPO()), groups, Ledger())
     for a, b in zip(ours.advantages, plain.advantages, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
+    assert [[float(row[0]) for row in rows] for rows in ours.advantages] == by_hand
 
 
 def test_the_loss_is_a_sum_over_tokens_divided_by_a_constant() -> None:

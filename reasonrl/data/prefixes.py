@@ -20,6 +20,7 @@ from typing import Any
 
 from reasonrl.data.items import DataError
 from reasonrl.data.prompts import Prompt, chat_template_hash
+from reasonrl.data.steps import STATED
 
 FILE = "prefixes.parquet"  # its name in a store, and beside train.parquet in a run folder
 SCHEMA_VERSION = 1
@@ -32,9 +33,6 @@ VALUE_ENDS = re.compile(
     r";|,(?!\d{3}\b)|\.(?!\d)|\\[)\]]|\s[A-Za-z(]|\*\*"
 )  # what may follow the right side of an equation
 NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d(?:\d|,(?=\d{3}\b))*(?:\.\d+)?(?:/\d+)?")
-STATED = re.compile(
-    r"\\(?:boxed|fbox)(?![a-zA-Z])|<answer>|^[ \t]*####", re.MULTILINE
-)  # where verify looks for answers
 WAY_OUT = "make one with `reasonrl prefixes`"
 
 

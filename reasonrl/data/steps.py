@@ -24,7 +24,7 @@ _SENTENCE_END = re.compile(r"[.!?][\"')\]}]*(?:\$\$?|\\\]|\\\))?[\"')]*$")
 _TITLE = r"[ \t]*(?:\*\*|__)?(?:[A-Za-z]{2}|\d{1,2}[.):][ \t]+\S)"
 HEADING = re.compile(rf"^[ \t]*(?:#{{5,6}}|####(?={_TITLE}))[^\n]*\n(?=\s*\S)", re.MULTILINE)  # with text below it
 # what the verifier would read: see verify/extract.py
-_ANSWER = re.compile(rf"\\(?:boxed|fbox)(?![a-zA-Z])|<answer>|^[ \t]*####(?!#|{_TITLE})", re.MULTILINE)
+STATED = re.compile(rf"\\(?:boxed|fbox)(?![a-zA-Z])|<answer>|^[ \t]*####(?!#|{_TITLE})", re.MULTILINE)
 
 _SENTENCE_WHOLE = re.compile(  # what sentences are never cut in; every dollar counts, also those that mean money
     r"\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\[asy\].*?\[/asy\]|```.*?```"
@@ -75,7 +75,7 @@ def solution_steps(solution: str, how: str) -> tuple[str, ...]:
 
 def answer_last(steps: Sequence[str]) -> tuple[str, ...]:
     r"""Join everything from the first step that states an answer (`\boxed`, `<answer>`, `####`) into one last step."""
-    first = next((i for i, step in enumerate(steps) if _ANSWER.search(step)), len(steps))
+    first = next((i for i, step in enumerate(steps) if STATED.search(step)), len(steps))
     tail = steps[first:]
     if len(tail) < 2:
         return tuple(steps)

@@ -29,6 +29,7 @@ from reasonrl.runs.provenance import provenance
 
 if TYPE_CHECKING:
     from reasonrl.data.prefixes import Store
+    from reasonrl.data.problems import Loaded
     from reasonrl.train import Plan
 
 LOGICAL_CPUS = 64  # Ray's count for scheduling, not cores: verl's small actors each claim one
@@ -193,11 +194,10 @@ def require_packages(cfg: Any) -> None:
 
 def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) -> dict[str, str]:
     """Prepare the parquet files in the run folder (or reuse them on resume) and load them once, to fail early."""
-    from reasonrl.data.prefixes import join
     from reasonrl.data.prepare import build
     from reasonrl.data.problems import load
     from reasonrl.data.prompts import prompt_from_config
-    from reasonrl.train import no_prefixes
+    from reasonrl.train import PROVIDED
 
     cfg = plan.cfg
     files = {split: folder.path / "data" / f"{split}.parquet" for split in ("train", "val")}
@@ -213,7 +213,6 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
                     highlight=False,
                 )
         prompt = prompt_from_config(cfg.prompt)
-        provided = {"logprobs", "old_logprobs", "entropy"}
         store = own_store(plan, folder, tokenizer)
         for split, file in files.items():
             loaded = load(
@@ -234,29 +233,35 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
                     raise ConfigError(f"{len(loaded)} training problems are less than batch={cfg.batch}: lower batch")
                 if plan.resume_step:
                     DataOrder(len(loaded), cfg.seed).restore(folder.state(plan.resume_step)["order"])  # raises
-                if any(p.solution_steps for p in loaded.problems):
-                    provided.add("solution_steps")
-                if "solution_steps" in plan.method.needs:
-                    tell_hintable(loaded.problems, console)
-                prefixed = sum(bool(p.stored_prefix) for p in loaded.problems)
-                if store is not None:
-                    joined = join(store, zip((p.id for p in loaded.problems), loaded.questions, strict=True))
-                    console.print(f"prefixes: {joined}", highlight=False)
-                elif "stored_prefix" in plan.method.needs:
-                    if not prefixed:
-                        raise ConfigError(no_prefixes(plan.method, cfg))
-                    console.print(
-                        f"prefixes: {prefixed} of {len(loaded)} problems bring one, the others start plain",
-                        highlight=False,
-                    )
-                if store is not None or prefixed:
-                    provided.add("stored_prefix")
+                provided = set(PROVIDED) | carried(plan, loaded, store, console)
         check_needs(plan.method, provided)
     except ConfigError:
         raise
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
     return {split: str(file) for split, file in files.items()}
+
+
+def carried(plan: Plan, loaded: Loaded, store: Store | None, console: Console) -> set[str]:
+    """What of solutions and prefixes the training problems bring; says how many of them do. Raises ConfigError."""
+    from reasonrl.data.prefixes import join
+    from reasonrl.train import no_prefixes
+
+    needs, problems = plan.method.needs, loaded.problems
+    prefixed = sum(bool(p.stored_prefix) for p in problems)
+    if "solution_steps" in needs:
+        tell_hintable(problems, console)
+    if store is not None:
+        joined = join(store, zip((p.id for p in problems), loaded.questions, strict=True))
+        console.print(f"prefixes: {joined}", highlight=False)
+    elif "stored_prefix" in needs:
+        if not prefixed:
+            raise ConfigError(no_prefixes(plan.method, plan.cfg))
+        console.print(
+            f"prefixes: {prefixed} of {len(problems)} problems bring one, the others start plain", highlight=False
+        )
+    found = {"solution_steps"} if any(p.solution_steps for p in problems) else set()
+    return found | ({"stored_prefix"} if store is not None or prefixed else set())
 
 
 def tell_hintable(problems: Sequence[Problem], console: Console) -> None:
