@@ -5,7 +5,11 @@
     python benchmarks/tiny_table.py table lengths runs/tiny      # the Markdown table from their run folders
 
 lengths: 50 steps of 16 problems x 8 rollouts on `data=arithmetic`, which the model was taught on. Who answers shorter?
-hints: 50 steps of 16 problems x 16 rollouts on 160 problems of four numbers, solved one time in seven. Who learns more?
+hints: 50 steps of 16 problems x 16 rollouts on 160 problems of four numbers that the model solves in at most 20 % of 32
+    tries (HARD makes them, once). Who learns more?
+
+steps: 16 problems x 8 rollouts on `data=arithmetic`, GRPO for 110 steps and AdaptiveStep for as many as sample the same
+    number of tokens, those of its probes included. Whose tokens are better spent?
 
 Validation samples 4 answers (temperature 1) to each of the same 256 held-out problems of the same kind.
 Intervals are Student's t over the three seeds (2 degrees of freedom, 95 %), of the difference by seed where one is shown.
@@ -20,11 +24,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 SEEDS = (1, 2, 3)
 T95 = 4.303  # Student's t, 2 degrees of freedom
 STEPS = 50
 EPOCH = 10  # steps of the hints table: 160 problems in batches of 16
 STORE = "{out}/prefixes"  # of the lengths table, made before its first run
+HARD = {"train": 160, "validation": 256}  # problems of the hints table, made before its first run
+TRIES, HARDEST = 32, 0.2
+
+BUDGETS = (100_000, 200_000, 300_000, 400_000, 500_000)  # generated tokens, columns of the steps table
+PROBES = ["method=adaptivestep", "method.n=8", "method.probes=4", "method.max_steps=3", "method.refresh=5"]
 
 PACE = ["method=pace", "method.n=8", "method.initial_tokens=16", "method.protected_steps=20"]
 SEELE = ["method.n=16", "method.rounds=4"]
@@ -52,8 +63,13 @@ TABLES = {
     ),
     "hints": Table(
         [
-            *["model=tiny", "data.min_terms=4", "data.max_terms=4", "data.size=160", f"steps={STEPS}"],
-            *["save_every=0", "validate_every=25", "val_n=4"],
+            *[
+                "model=tiny",
+                "data=jsonl",
+                "data.path={out}/hard/train.jsonl",
+                "data.val_path={out}/hard/validation.jsonl",
+            ],
+            *[f"steps={STEPS}", "save_every=0", "validate_every=25", "val_n=4"],
         ],
         {
             "GRPO": ["method=grpo", "method.n=16"],
@@ -62,11 +78,25 @@ TABLES = {
             "Prefix-RFT": ["method=prefix_rft", "method.n=16"],
         },
     ),
+    "steps": Table(
+        ["model=tiny", "save_every=0", "val_n=4"],
+        {
+            "GRPO": ["method=grpo", "method.n=8", "steps=110", "validate_every=10"],
+            "AdaptiveStep, at most 2 cuts x 4 probes": [*PROBES, "steps=45", "validate_every=4"],
+            "AdaptiveStep, steps alone": [*PROBES, "method.outcome_weight=0", "steps=45", "validate_every=4"],
+        },
+    ),
 }
 
 
 def name_of(table: str, arm: str, seed: int) -> str:
     return f"{table}-{list(TABLES[table].arms).index(arm)}-s{seed}"
+
+
+def steps_of(table: str, arm: str) -> int:
+    args = [*TABLES[table].common, *TABLES[table].arms[arm]]
+    given = [int(arg.removeprefix("steps=")) for arg in args if arg.startswith("steps=")]
+    return given[-1] if given else STEPS
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -79,20 +109,49 @@ def reasonrl(*args: str) -> None:
     subprocess.run([sys.executable, "-m", "reasonrl", *args], check=True)
 
 
+def make_hard(out: Path) -> None:
+    """Write HARD problems a split that the untrained model seldom solves, as `reasonrl prefixes` counts its answers."""
+    from reasonrl.data import arithmetic, prefixes
+
+    folder = out / "hard"
+    folder.mkdir(parents=True, exist_ok=True)
+    pools = {split: folder / f"{split}-pool.jsonl" for split in HARD}
+    for split, wanted in HARD.items():
+        items = arithmetic.items(split, 3 * wanted, seed=0, min_terms=4, max_terms=4)
+        rows = [{"id": i.question, "question": i.question, "answer": i.answer, "steps": list(i.steps)} for i in items]
+        pools[split].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for (split, pool), other in zip(pools.items(), reversed(pools.values()), strict=True):
+        if (folder / f"{split}.jsonl").is_file():
+            continue
+        files = [f"data.path={pool}", f"data.val_path={other}"]
+        reasonrl("prefixes", "model=tiny", "data=jsonl", *files, f"n={TRIES}", f"store={folder / split}-pool")
+        rows = prefixes.read(folder / f"{split}-pool" / prefixes.FILE).rows.values()
+        right = {row.id.removeprefix("jsonl/"): row.right for row in rows}
+        hard = [line for line in pool.read_text().splitlines() if right[json.loads(line)["id"]] <= TRIES * HARDEST]
+        print(f"{split}: {len(hard)} of {len(rows)} problems are solved at most {HARDEST:.0%} of the time", flush=True)
+        if len(hard) < HARD[split]:
+            raise SystemExit(f"{len(hard)} problems are hard enough, not {HARD[split]}: make the pool larger")
+        (folder / f"{split}.jsonl").write_text("\n".join(hard[: HARD[split]]) + "\n")
+
+
 def run(name: str, out: Path, seeds: tuple[int, ...] = SEEDS) -> None:
     """Make the runs that are not complete yet."""
     table = TABLES[name]
     store = STORE.format(out=out)
+    if name == "hints":
+        make_hard(out)
     for seed in seeds:
         for arm, args in table.arms.items():
             run_name = name_of(name, arm, seed)
             done = lines(out / run_name)
-            if done and done[-1]["step"] == STEPS:
+            if done and done[-1]["step"] == steps_of(name, arm):
                 continue
             args = [arg.format(out=out) for arg in args]
             if f"prefixes={store}" in args and not (Path(store) / "prefixes.parquet").is_file():
                 reasonrl("prefixes", "model=tiny", "data=arithmetic", "n=8", f"store={store}")
-            reasonrl(*args, *table.common, f"seed={seed}", f"out={out}", f"name={run_name}")
+            reasonrl(
+                *args, *(c.format(out=out) for c in table.common), f"seed={seed}", f"out={out}", f"name={run_name}"
+            )
 
 
 def with_interval(values: list[float], unit: str, scale: float = 1.0) -> str:
@@ -105,7 +164,7 @@ def runs_of(name: str, out: Path, arm: str) -> list[list[dict[str, float]]]:
     """The metrics lines of an arm's runs. Raises FileNotFoundError when one is missing or has not ended."""
     found = [lines(out / name_of(name, arm, seed)) for seed in SEEDS]
     for seed, made in zip(SEEDS, found, strict=True):
-        if not made or made[-1]["step"] != STEPS or "val/acc" not in made[-1]:
+        if not made or made[-1]["step"] != steps_of(name, arm) or "val/acc" not in made[-1]:
             raise FileNotFoundError(f"{out / name_of(name, arm, seed)} is not a complete run: `run` first")
     return found
 
@@ -143,13 +202,38 @@ def hints_row(runs: list[list[dict[str, float]]], base: list[list[dict[str, floa
     ]
 
 
+def spent(made: list[dict[str, float]]) -> list[tuple[float, float]]:
+    """(generated tokens so far, held-out accuracy) at each validation; probes are generated too."""
+    tokens, found = 0.0, []
+    for line in made:
+        rollouts = line.get("group/count", 0.0) * 8
+        tokens += line.get("length/mean", 0.0) * rollouts * (1.0 + line.get("prefix/probe_cost", 0.0))
+        if "val/acc" in line:
+            found.append((tokens, line["val/acc"]))
+    return found
+
+
+def steps_row(runs: list[list[dict[str, float]]], base: list[list[dict[str, float]]]) -> list[str]:
+    curves = [list(zip(*spent(made), strict=True)) for made in runs]
+    cost = [1 + sum(line.get("prefix/probe_cost", 0.0) for line in made) / made[-1]["step"] for made in runs]
+    cells = []
+    for budget in BUDGETS:
+        reached = all(tokens[-1] >= budget for tokens, _ in curves)
+        at = [float(np.interp(budget, tokens, accuracy)) for tokens, accuracy in curves]
+        cells.append(with_interval(at, " %", 100) if reached else "")
+    return [f"{sum(cost) / len(cost):.1f}", f"{sum(made[-1]['step'] for made in runs) // len(runs)}", *cells]
+
+
 HEADS = {
     "lengths": "| method | accuracy before | accuracy after | gain | tokens of right answers | against GRPO's | "
     "accuracy by seed |",
     "hints": "| method | accuracy before | of trained rollouts after the first epoch | held-out accuracy after | "
     "against GRPO | tokens of right answers | accuracy by seed |",
+    "steps": "| method | sampled tokens a token of rollouts | steps | "
+    + " | ".join(f"accuracy at {budget // 1000}k tokens" for budget in BUDGETS)
+    + " |",
 }
-ROWS = {"lengths": lengths_row, "hints": hints_row}
+ROWS = {"lengths": lengths_row, "hints": hints_row, "steps": steps_row}
 
 
 def markdown(name: str, out: Path) -> str:

@@ -72,7 +72,7 @@ def test_needs_are_collected_and_refused_with_the_way_out() -> None:
     assert method.needs == {"entropy", "prm"}
     check_needs(method, {"entropy", "prm", "logprobs"})
     with pytest.raises(
-        ValueError, match=r"difficulty part NeedsEntropy needs `prm`.*configure.*method/difficulty=\.\.\."
+        ValueError, match=r"difficulty part NeedsEntropy needs `prm`.*prm=<folder.*method/difficulty=\.\.\."
     ):
         check_needs(method, {"entropy"})
 
@@ -116,6 +116,33 @@ def test_bad_knobs_are_refused_by_name(knobs, error, message) -> None:
 
 def test_good_knobs_pass() -> None:
     assert make(build, {"alpha": 1, "rounds": 3, "mode": "b", "cap": None}).prefix.n == 3
+
+
+def test_a_knob_that_changes_nothing_is_refused() -> None:
+    def two_part(*, prefix: Any = None, n: int = 8, scale: float = 1.0) -> Method:
+        return Method("m", prefix=prefix or Plain(n), reward=Correctness(0.0, scale))
+
+    assert make(two_part, {"n": 4, "scale": 2.0}).prefix == Plain(4)
+    with pytest.raises(
+        ValueError, match=r"n=4 has no effect beside prefix=Plain, which replaces the part that reads it"
+    ):
+        make(two_part, {"prefix": Plain(2), "n": 4})
+    assert make(two_part, {"prefix": Plain(4), "n": 4}).prefix.n == 4  # it says what the part says
+    assert make(two_part, {"prefix": Plain(2), "n": 8}).prefix.n == 2  # the default
+    assert make(two_part, {"prefix": Plain(2), "scale": 2.0}).reward == Correctness(0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "idle"),
+    [
+        ("seele", {"prefix": Plain(16), "rounds": 8, "n": 16}, "rounds"),
+        ("pace", {"difficulty": FailureRate(), "reward": Correctness(0.0, 1.0), "alpha_mode": "one"}, "alpha_mode"),
+    ],
+)
+def test_so_it_is_for_the_built_in_methods(name: str, knobs: dict[str, Any], idle: str) -> None:
+    with pytest.raises(ValueError, match=f"{idle}=.* has no effect"):
+        make(load_factory(f"reasonrl.methods.{name}:build"), knobs)
+    assert make(load_factory(f"reasonrl.methods.{name}:build"), {n: v for n, v in knobs.items() if n != idle})
 
 
 def test_a_missing_knob_is_named() -> None:

@@ -220,6 +220,8 @@ def test_stored_paragraphs_become_tokens_of_their_problem(train: Path) -> None:
     first, second = loaded(train, [row()])
     assert [BYTES.decode(ids) for ids in first.stored_prefix] == ["one.\n\n", "two"]
     assert second.stored_prefix == ()  # not in the store
+    assert (first.stored_right, second.stored_right) == (True, None)
+    assert loaded(train, [row(correct=False)])[0].stored_right is False
     assert [BYTES.decode(ids) for ids in first.solution_steps] == ["step\n"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from reasonrl.cli import composed
-from reasonrl.config import ConfigError, method_from, typed
+from reasonrl.config import ConfigError, make_method, method_from, typed
 from reasonrl.core import Loss, Method, Plain
 from reasonrl.engine.verl import config as module
 from reasonrl.engine.verl.config import OWNED, attention, check_overrides, leaves, tokens_per_pass, verl_config
@@ -305,8 +305,10 @@ BYPASSED = "verl.algorithm.rollout_correction.bypass_mode=true"
 @pytest.mark.parametrize(
     ("args", "method", "message"),
     [
-        ([CORRECTED], needing("stored_prefix"), "rollout_correction.rollout_is weighs tokens .* stored prefix does not have"),
-        ([BYPASSED], needing("stored_prefix"), "rollout_correction.bypass_mode weighs tokens"),
+        ([CORRECTED], make_method("pace"), "rollout_correction.rollout_is weighs tokens .* prefixes that method pace trains"),
+        ([BYPASSED], make_method("pace"), "rollout_correction.bypass_mode weighs tokens"),
+        ([CORRECTED], make_method("seele", hint_loss="policy"), "rollout_correction.rollout_is .* method seele trains"),
+        ([CORRECTED], make_method("prefix_rft"), "take the prefixes out of the policy loss"),
         (["dynamic_sampling.enable=true"], needing("old_logprobs"), "mine reads log-probabilities recomputed .*enable=false"),
         (["dynamic_sampling.enable=true"], needing("entropy"), "mine reads log-probabilities recomputed"),
         (["dynamic_sampling.enable=true"], Method("mine", prefix=Plain(1)), "drops every group of one rollout"),
@@ -320,7 +322,9 @@ def test_combinations_that_would_mean_something_else_are_refused(args, method, m
 def test_each_half_of_such_a_combination_is_accepted() -> None:
     accepted: list[Callable[[], Any]] = [
         lambda: made(CORRECTED),
-        lambda: made(CORRECTED.replace("token", "null"), method=needing("stored_prefix")),
+        lambda: made(CORRECTED.replace("token", "null"), method=make_method("pace")),
+        lambda: made(CORRECTED, method=make_method("pace", mask_prefix_in_loss=True)),
+        lambda: made(CORRECTED, method=make_method("seele")),
         lambda: made(method=needing("old_logprobs", "entropy")),
         lambda: made("dynamic_sampling.enable=true", method=needing("logprobs")),
         lambda: made(method=Method("mine", prefix=Plain(1))),

@@ -367,6 +367,14 @@ def test_a_prefix_is_shortened_to_the_room_and_that_is_counted() -> None:
     assert (metrics["budget"], metrics["shortened"], metrics["used"]) == (256.0, pytest.approx(1 / 3), 1.0)
 
 
+def test_openings_of_wrong_answers_are_counted_where_the_store_knows() -> None:
+    part = StoredPrefix()
+    known = [replace(stored(id), stored_right=right) for id, right in (("a", True), ("b", False), ("c", False))]
+    groups = [given_group(part, problem, 1) for problem in (*known, stored("d"))]
+    assert part.metrics(groups, Ledger())["wrong"] == pytest.approx(2 / 3)
+    assert "wrong" not in part.metrics(groups[3:], Ledger())
+
+
 def test_metrics_reach_the_record_under_the_name_of_the_slot() -> None:
     method = build(n=2)
     metrics = assign_credit(method, [given_group(method.prefix, stored(), 80)], Ledger()).metrics

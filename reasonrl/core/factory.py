@@ -95,7 +95,35 @@ def make(factory: Factory, knobs: Mapping[str, Any]) -> Method:
     method = factory(**inside)
     if not isinstance(method, Method):
         raise TypeError(f"{_name(factory)} must return a Method, got {type(method).__name__}")
+    _refuse_idle(factory, inside, method)
     return replace(method, **{slot: part for slot, part in outside.items() if part is not None})
+
+
+def _refuse_idle(factory: Factory, knobs: Mapping[str, Any], method: Method) -> None:
+    """Raise ValueError for a knob that no longer does anything, because a given part replaces the one that reads it.
+
+    It may agree with the part, such as `n` with a prefix part of the same n.
+    """
+    parameters = inspect.signature(factory).parameters
+    parts = {slot: knobs[slot] for slot in SLOTS if knobs.get(slot) is not None}
+    if not parts:
+        return
+    for name in sorted(knobs.keys() & parameters.keys() - set(SLOTS)):
+        value, default = knobs[name], parameters[name].default
+        if default is inspect.Parameter.empty or value == default:
+            continue
+        if any(getattr(part, name, None) == value for part in parts.values()):
+            continue
+        try:
+            same = bool(factory(**{n: v for n, v in knobs.items() if n != name}) == method)
+        except Exception:  # other knobs need this one
+            continue
+        if same:
+            given = " and ".join(f"{slot}={type(part).__name__}" for slot, part in parts.items())
+            raise ValueError(
+                f"{name}={value!r} has no effect beside {given}, which replaces the part that reads it: leave it out, or "
+                f"set it on that part"
+            )
 
 
 def fits(value: object, annotation: Any) -> bool:

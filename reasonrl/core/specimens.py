@@ -18,7 +18,7 @@ MAX_ROUNDS = 64  # a plan that still asks after this many rounds is taken not to
 MOST_TOKENS = 48  # longest made-up response, also the run limit that the contract assumes
 TOTAL_STEPS = 100
 ROOM = 1000
-AUX = ("old_logprobs", "entropy", "step_scores")
+AUX = {"old_logprobs": -1, "entropy": 1, "step_scores": 1}  # and their sign
 
 
 class EndlessPlan(RuntimeError):
@@ -67,7 +67,7 @@ def rollout(
         finished=length < MOST_TOKENS,
         round=round,
         parent=request.parent if request else None,
-        aux={name: rng.uniform(0.01, 0.99, size=total).astype(np.float32) for name in AUX},
+        aux={name: sign * rng.uniform(0.01, 0.99, size=total).astype(np.float32) for name, sign in AUX.items()},
     )
 
 
@@ -108,6 +108,12 @@ def play(
             probes=view.probes + tuple(answer for r, answer in answers if not r.train),
         )
     raise EndlessPlan(f"problem {problem.id!r}: plan still asks after {MAX_ROUNDS} rounds; return () to end")
+
+
+def trains_prefixes(method: Method) -> bool:
+    """Whether some plan, for a made-up problem that has everything, puts tokens in front that are trained like sampled ones."""
+    asked = (request for problem in problems() for request in play(method, problem)[0])
+    return any(request.prefix.loss == "policy" and request.prefix.token_ids.size > 0 for request in asked)
 
 
 def played_step(method: Method, step: int, ledger: Ledger) -> list[RolloutGroup]:

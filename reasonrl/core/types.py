@@ -115,6 +115,7 @@ class Problem(_ByContent):
     answer: str
     solution_steps: tuple[Ids, ...] = ()  # the reference solution, one array a step
     stored_prefix: tuple[Ids, ...] = ()  # an opening prepared before the run, one array a paragraph
+    stored_right: bool | None = None  # whether it opens a right answer; None = nobody said
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -78,6 +78,7 @@ def load(
             answer=rows[i].answer,
             solution_steps=tuple(next(ids) for _ in steps),
             stored_prefix=_shorter_than_sample([next(ids) for _ in prefix], rows[i].id, stored),
+            stored_right=stored[rows[i].id].correct if stored and rows[i].id in stored else None,
             source=rows[i].source,
         )
         for i, (steps, prefix) in zip(kept, texts, strict=True)

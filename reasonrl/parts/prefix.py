@@ -118,12 +118,16 @@ class StoredPrefix:
         return {"budget": budget, "pass_rate": pass_rate}
 
     def metrics(self, groups: Sequence[RolloutGroup], ledger: Ledger) -> Mapping[str, float]:
-        """The budget in tokens; shares of rollouts with a prefix, of problems with nothing stored, and shortened."""
+        """The budget in tokens; shares of problems with nothing stored, with a wrong answer's opening, and shortened; of
+        rollouts with a prefix."""
         if not groups or not self.initial_tokens:
             return {}
         budgets = [self._budget(group.step, ledger.numbers(group.problem.id)) for group in groups]
         stored = [any(paragraph.size for paragraph in group.problem.stored_prefix) for group in groups]
         numbers = {"budget": float(np.mean(budgets)), "missing": 1.0 - float(np.mean(stored))}
+        right = [group.problem.stored_right for group in groups if group.problem.stored_right is not None]
+        if right:
+            numbers["wrong"] = 1.0 - float(np.mean(right))
         given = [[rollout.prefix.token_ids.size for rollout in group.rollouts] for group in groups]
         if any(given):
             numbers["used"] = float(np.mean([tokens > 0 for own in given for tokens in own]))

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from reasonrl.config import ConfigError, nearest, package_path
 from reasonrl.core import Method
+from reasonrl.core.specimens import trains_prefixes
 
 ROLLOUT = "actor_rollout_ref.rollout"
 ACTOR = "actor_rollout_ref.actor"
@@ -338,10 +339,10 @@ def refuse_conflicts(cfg: DictConfig, method: Method, overrides: Mapping[str, An
     """Raise ConfigError for combinations that would run and mean something else than they say."""
     reads = ("algorithm.rollout_correction.rollout_", "algorithm.rollout_correction.bypass_mode")
     correction = [p for p in overrides if p.startswith(reads) and overrides[p]]
-    if correction and "stored_prefix" in method.needs:
+    if correction and trains_prefixes(method):
         raise ConfigError(
-            f"verl.{correction[0]} weighs tokens by their rollout log-probabilities, which a stored prefix does not "
-            "have: leave it out, or use a method without prefixes"
+            f"verl.{correction[0]} weighs tokens by their rollout log-probabilities, which the prefixes that method "
+            f"{method.name} trains do not have: leave it out, or take the prefixes out of the policy loss"
         )
     if cfg.dynamic_sampling.enable and {"old_logprobs", "entropy"} & set(method.needs):
         raise ConfigError(
