@@ -77,7 +77,7 @@ docs: | $(BIN)/reasonrl ## run the code blocks of README and docs, with few step
 
 .PHONY: bench
 bench: $(DEV) ## every benchmark
-	@set -e; for file in benchmarks/overhead.py benchmarks/credit.py benchmarks/item_response.py; do echo "$$file"; $(BIN)/python "$$file"; done
+	@set -e; for file in benchmarks/overhead.py benchmarks/credit.py benchmarks/item_response.py benchmarks/splitting.py; do echo "$$file"; $(BIN)/python "$$file"; done
 
 .PHONY: wheel wheel_test clean
 wheel: $(DEV) ## dist/*.whl

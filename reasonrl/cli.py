@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "pkg://reasonrl.conf"
-COMMANDS = ("train", "data", "prefixes", "check", "export")
+COMMANDS = ("train", "data", "prefixes", "prm", "check", "export")
 # Nodes whose keys are checked against the schema, the factory or verl later, with better messages than Hydra's.
 FREE = ("method.", "data.", "verl.", "prompt.", "verify.", "engine.", "model.", "logger.", "dynamic_sampling.")
-PATHS = ("resume", "out", "name", "prefixes")  # quoted for Hydra: a sweep's folders have commas in their names
+PATHS = ("resume", "out", "name", "prefixes", "prm")  # quoted for Hydra: a sweep's folders have commas in their names
 TAKES_VALUE = ("-c", "--cfg", "-p", "--package", "-i", "--info", "-cp", "--config-path", "-cn", "--config-name")
 TAKES_VALUE += ("-cd", "--config-dir", "--experimental-rerun")
 SWEEP = ("-m", "--multirun")
@@ -238,7 +238,7 @@ def translate_override(arg: str) -> list[str]:
     if key.startswith("hydra"):
         return [arg]
     check_key(key)
-    if key in ("resume", "out", "prefixes") and not value:
+    if key in ("resume", "out", "prefixes", "prm") and not value:
         raise UsageError(f"{key}= is empty: name a folder, or leave {key}= out")
     if key in GROUPS or "/" in key:
         check_option(key, value)
@@ -366,6 +366,13 @@ def prefixes(args: list[str]) -> int:
     return guarded(lambda: run(args), bug=again, interrupted=again)
 
 
+def prm(args: list[str]) -> int:
+    from reasonrl.eval.prm.command import run
+
+    again = "give the same command again to continue: what was finished is kept"
+    return guarded(lambda: run(args), bug=again, interrupted=again)
+
+
 def check(args: list[str]) -> int:
     from reasonrl.check import run
 
@@ -382,6 +389,7 @@ RUN: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "data": data,
     "prefixes": prefixes,
+    "prm": prm,
     "check": check,
     "export": export,
 }

@@ -106,6 +106,7 @@ class TrainConfig:
     max_prompt_tokens, max_new_tokens: longer prompts are dropped and counted (`data.overlong`), longer answers are cut.
     min_new_tokens: a prefix must leave at least this much of `max_new_tokens`.
     prefixes: a store made by `reasonrl prefixes`, for a method whose rollouts start with stored openings.
+    prm: a process reward model, folder or address, for a method that asks one during training.
     temperature, top_p, top_k: sampling of training rollouts. val_*: sampling of validation (temperature 0 = greedy).
     validate_every, save_every: steps; 0 = after the last one only. Validation also runs before the first.
     keep_checkpoints: older ones are deleted.
@@ -138,6 +139,7 @@ class TrainConfig:
     max_new_tokens: int = 4096
     min_new_tokens: int = 1
     prefixes: str | None = None
+    prm: str | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1

@@ -14,30 +14,29 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import importlib.util
-import shlex
 import sys
-import tempfile
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # imported in the functions: `reasonrl prefixes --help` needs none of it
-    from concurrent.futures import Future
+from reasonrl.sampled import arguments
+from reasonrl.sampled.answers import Progress, Sample, judged, noise_key, sampling, telling_what_is_kept
+from reasonrl.sampled.arguments import composed_run, tell_idle_gpus, wants_help, whole_number
+from reasonrl.sampled.problems import Asked, asked_problems
 
+if TYPE_CHECKING:  # imported in the functions: `reasonrl prefixes --help` needs none of it
     from omegaconf import DictConfig
     from rich.console import Console
 
     from reasonrl.core import Problem
     from reasonrl.data.prefixes import Facts, Stored
     from reasonrl.data.problems import Loaded
-    from reasonrl.engine.sampling import Sampler
+    from reasonrl.engine.sampling import Ask, Sampler
     from reasonrl.runs.journal import Journal, Shard
-    from reasonrl.verify.pool import Verdict, Verifier
+    from reasonrl.verify.pool import Verifier
+
+__all__ = ["Sample", "make_store", "noise_key", "run", "tell_idle_gpus"]
 
 HELP = """\
 reasonrl prefixes model=... data=... [n=8] [store=FOLDER] [shard=i/k] [key=value ...]
@@ -71,12 +70,11 @@ ELSEWHERE = {  # keys of a run that would not do here what they say
     "resume": "is for run folders; a store is continued by the same command that started it",
     "dry_run": "is for training",
 }
-TOLD_SECONDS = 10.0  # between two lines of progress
 
 
 def run(args: Sequence[str]) -> int:
     """The command; returns its exit code. Raises ConfigError."""
-    if not args or any(arg in ("-h", "--help", "help") for arg in args):
+    if wants_help(args):
         print(HELP)
         return 0
     from rich.console import Console
@@ -117,7 +115,8 @@ def make_store(
     cfg = checked(cfg, n)
     tell_idle_gpus(cfg, part, console)
     folder = Path(store or Path("prefixes") / f"{cfg.model.name}-{cfg.data.name}".replace("/", "-")).expanduser()
-    tokenizer, loaded, facts = prepare(cfg, n, asked, console)
+    problems, facts = prepare(cfg, n, asked, console)
+    tokenizer, loaded = problems.tokenizer, problems.loaded
     mine = part.own(len(loaded))
     if (folder / FILE).is_file():
         refuse_others(folder / FILE, read_store(folder / FILE).settings, facts.settings)
@@ -140,184 +139,25 @@ def make_store(
 
 def parse(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The command's own settings, and the arguments that a run composes. Raises ConfigError."""
-    from reasonrl.cli import check_key
-    from reasonrl.config import ConfigError
-
-    own: dict[str, str] = {}
-    rest = []
-    for arg in args:
-        key, equals, value = arg.partition("=")
-        if not equals or arg.startswith(("-", "~")):
-            raise ConfigError(f"'{arg}' is not key=value; reasonrl prefixes --help lists the keys")
-        if key in ELSEWHERE:
-            raise ConfigError(f"{key}= {ELSEWHERE[key]}")
-        if key in OWN:
-            if not value:
-                raise ConfigError(f"{key}= is empty: give a value, or leave {key}= out")
-            own[key] = value
-        else:
-            if key != "recipe":
-                check_key(key, also=OWN)
-            rest.append(arg)
-    return own, rest
-
-
-def composed_run(args: Sequence[str]) -> DictConfig:
-    """The configuration of the run that these arguments would give. Raises ConfigError."""
-    from reasonrl.cli import UsageError, composed, refuse_several, translate
-    from reasonrl.config import ConfigError
-
-    try:
-        refuse_several(translate(args), sweep="this command makes one store")
-        return composed(args)
-    except UsageError as error:
-        raise ConfigError(str(error)) from error
-
-
-def whole_number(name: str, text: str) -> int:
-    """A whole number of at least 1. Raises ConfigError."""
-    from reasonrl.config import ConfigError
-
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {text!r}")
-    return int(text)
+    return arguments.parse(args, command="reasonrl prefixes", own=OWN, elsewhere=ELSEWHERE)
 
 
 def checked(cfg: DictConfig, n: int) -> DictConfig:
     """The configuration, typed. Raises ConfigError for what cannot be sampled from; imports no torch."""
-    from reasonrl.config import ConfigError, typed
-    from reasonrl.models import check_model
-    from reasonrl.runs.provenance import gpus
-    from reasonrl.train import check_nodes
-
-    if cfg.engine.name == "cluster":
-        raise ConfigError(
-            "engine=cluster: prefixes are sampled without Ray. On each machine use engine=gpu and a shard of its own, "
-            "shard=0/2 and shard=1/2 for two of them; reasonrl prefixes --help says how the parts come together"
-        )
-    cfg = typed(cfg)
-    if n < 1:
-        raise ConfigError(f"n must be at least 1, got {n}")
-    check_nodes(cfg)
-    check_model(cfg)
-    if cfg.engine.device == "cpu":
-        return cfg
-    if cfg.engine.rollout != "vllm":
-        raise ConfigError(f"engine.rollout={cfg.engine.rollout}: prefixes are sampled with vllm, or with engine=cpu")
-    have = len(gpus())
-    if not have:
-        raise ConfigError("engine=gpu and no NVIDIA GPU found (nvidia-smi lists none): use engine=cpu, or a GPU host")
-    if cfg.engine.tensor_parallel > have:
-        raise ConfigError(f"engine.tensor_parallel={cfg.engine.tensor_parallel} but this machine has {have} GPUs")
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "engine=gpu samples with vllm, which is not installed: pip install 'reasonrl[gpu]', or engine=cpu"
-        )
-    return cfg
+    return arguments.checked(cfg, n, what="prefixes", command="reasonrl prefixes")
 
 
-def tell_idle_gpus(cfg: DictConfig, part: Shard, console: Console) -> None:
-    """Say how to use the GPUs that this process leaves alone."""
-    from reasonrl.runs.provenance import gpus
-
-    have, used = len(gpus()), cfg.engine.tensor_parallel
-    if cfg.engine.device != "cpu" and part.of == 1 and have >= 2 * used:
-        console.print(
-            f"{used} of {have} GPUs (engine.tensor_parallel): to use all, CUDA_VISIBLE_DEVICES=... and shard=i/{have // used}"
-        )
-
-
-# Preparing
-
-
-def prepare(cfg: DictConfig, n: int, asked: Sequence[str], console: Console) -> tuple[Any, Loaded, Facts]:
-    """Tokenizer, training problems with the prompts of training, and what the store is made with. Raises ConfigError."""
-    from reasonrl.config import ConfigError, package_path
+def prepare(cfg: DictConfig, n: int, asked: Sequence[str], console: Console) -> tuple[Asked, Facts]:
+    """Training problems with the prompts of training, and what the store is made with. Raises ConfigError."""
     from reasonrl.data.prefixes import Facts
-    from reasonrl.data.prompts import prompt_from_config
-    from reasonrl.engine.verl.launch import load_tokenizer
-    from reasonrl.models import fetch
 
-    tokenizer = load_tokenizer(cfg)
-    try:
-        loaded, data_sha256 = training_problems(cfg, tokenizer)
-        prompt = prompt_from_config(cfg.prompt)
-    except ValueError as error:  # DataError and friends say what, where and the way out
-        raise ConfigError(str(error)) from error
-    fetch(package_path(cfg.model.path))
-    dropped = f" ({loaded.dropped_too_long} prompts over max_prompt_tokens dropped)" if loaded.dropped_too_long else ""
-    console.print(f"{len(loaded)} training problems{dropped}, {n} answers each")
-    about = {
-        "model": cfg.model.name,
-        "path": cfg.model.path,
-        "data": cfg.data.name,
-        "prompt": prompt.name,
-        "command": ["reasonrl", "prefixes", *asked],
-    }
-    return tokenizer, loaded, Facts(settings(cfg, n, tokenizer, len(loaded), data_sha256), about)
-
-
-def training_problems(cfg: DictConfig, tokenizer: Any) -> tuple[Loaded, str]:
-    """As a run loads them, and the sha256 of the rows they come from. Raises DataError."""
-    from reasonrl.data.items import DataError
-    from reasonrl.data.prepare import build
-    from reasonrl.data.problems import load
-    from reasonrl.data.prompts import prompt_from_config
-
-    with tempfile.TemporaryDirectory(prefix="reasonrl-prefixes-") as scratch:
-        try:
-            report = build(cfg.data, Path(scratch))["train"]
-            loaded = load(
-                report.path,
-                prompt_from_config(cfg.prompt),
-                tokenizer,
-                max_prompt_tokens=cfg.max_prompt_tokens,
-                overlong=cfg.data.get("overlong", "drop"),
-                solutions=False,
-            )
-        except DataError as error:
-            raise DataError(str(error).replace(f"{scratch}/", "")) from error  # nobody can look there
-    return loaded, report.sha256
-
-
-def settings(cfg: DictConfig, n: int, tokenizer: Any, problems: int, data_sha256: str) -> dict[str, Any]:
-    """Everything that the content of a store depends on; a store is continued with the same ones only."""
-    from reasonrl.config import package_path
-    from reasonrl.data.prefixes import prompt_facts, tokenizer_fingerprint
-    from reasonrl.data.prompts import prompt_from_config
-    from reasonrl.models import model_fingerprint
-    from reasonrl.verify.pool import verify_from_config
-
-    verify = asdict(verify_from_config(cfg.verify))
-    return {
-        "model": model_fingerprint(package_path(cfg.model.path)),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "data": data_sha256,
-        "problems": problems,
-        **prompt_facts(prompt_from_config(cfg.prompt), tokenizer),
-        **{f"verify.{name}": verify[name] for name in ("checker", "extract", "answer_after", "timeout")},
-        "engine": cfg.engine.device,
-        "n": n,
-        **{name: cfg[name] for name in ("seed", "temperature", "top_p", "top_k")},
-        **{name: cfg[name] for name in ("max_prompt_tokens", "max_new_tokens")},
-    }
+    problems = asked_problems(cfg, n)
+    console.print(f"{len(problems.loaded)} training problems{problems.dropped}, {n} answers each")
+    about = {**problems.about, "command": ["reasonrl", "prefixes", *asked]}
+    return problems, Facts(problems.settings, about)
 
 
 # Sampling
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One answer of the initial model."""
-
-    number: int
-    token_ids: list[int]  # the end token included when it was emitted
-    finished: bool
-    verdict: Future[Verdict]
-
-    @property
-    def correct(self) -> bool:
-        return self.verdict.result().correct
 
 
 def sample(
@@ -332,13 +172,12 @@ def sample(
     """Sample and judge these problems, and write each down as soon as it is done. Raises ConfigError."""
     from dataclasses import replace
 
-    from reasonrl.config import ConfigError
     from reasonrl.engine.sampling import open_sampler
-    from reasonrl.verify.pool import Verifier, VerifierError, verify_from_config
+    from reasonrl.verify.pool import Verifier, verify_from_config
 
     verify = verify_from_config(cfg.verify)
     progress = Progress(console, len(indices))
-    try:
+    with telling_what_is_kept(journal, "problems"):
         console.print("loading the model ...")
         with (
             Verifier(verify) as verifier,
@@ -352,13 +191,6 @@ def sample(
                 row = stored(loaded.problems[index], loaded.questions[index], samples, tokenizer, guard)
                 journal.add(asdict(row))
                 progress(samples)
-    except VerifierError as error:
-        raise ConfigError(str(error)) from error
-    except KeyboardInterrupt as stop:
-        journal.flush()
-        raise KeyboardInterrupt(
-            f"{len(journal.done)} problems are kept in {journal.path.parent}. Continue with the same command"
-        ) from stop
 
 
 def solved(
@@ -371,42 +203,23 @@ def solved(
     tokenizer: Any,
 ) -> Iterator[tuple[int, list[Sample]]]:
     """Problems with all their n answers, sampled and judged, as they get done; answers in the order of their numbers."""
-    from reasonrl.engine.sampling import Ask, Sampling
+    from reasonrl.engine.sampling import Ask
 
     def asks() -> Iterator[Ask]:
         for index in indices:
             problem = loaded.problems[index]
             for number in range(n):
-                sampling = Sampling(
-                    temperature=cfg.temperature,
-                    top_p=cfg.top_p,
-                    top_k=cfg.top_k,
-                    max_tokens=cfg.max_new_tokens,
-                    seed=noise_key(cfg.seed, problem.id, number),
-                )
-                yield Ask((index, number), problem.prompt_ids.tolist(), sampling)
+                how = sampling(cfg, noise_key(cfg.seed, problem.id, number))
+                yield Ask((index, number), problem.prompt_ids.tolist(), how)
 
-    started: dict[int, list[Sample]] = {}
-    sampled: deque[int] = deque()  # all answers are there; some verdicts may be missing
-    for answer in sampler.answers(asks()):
-        index, number = answer.key
-        text = tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-        verdict = verifier.submit(text, loaded.problems[index].answer)
-        samples = started.setdefault(index, [])
-        samples.append(Sample(number, answer.token_ids, answer.finished, verdict))
-        if len(samples) == n:
-            sampled.append(index)
-        while sampled and all(sample.verdict.done() for sample in started[sampled[0]]):
-            index = sampled.popleft()
-            yield index, sorted(started.pop(index), key=lambda sample: sample.number)
-    for index in sampled:
-        yield index, sorted(started.pop(index), key=lambda sample: sample.number)
-
-
-def noise_key(seed: int, problem_id: str, number: int) -> tuple[int, ...]:
-    """What an answer's noise follows from; numbers below 2**32."""
-    digest = hashlib.blake2b(problem_id.encode("utf-8", "replace"), digest_size=8).digest()
-    return (seed, int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"), number)
+    return judged(
+        asks(),
+        lambda index: n,
+        sampler,
+        lambda answer: verifier.submit(
+            tokenizer.decode(answer.token_ids, skip_special_tokens=True), loaded.problems[answer.key[0]].answer
+        ),
+    )
 
 
 def chosen(samples: Sequence[Sample]) -> Sample:
@@ -455,37 +268,6 @@ def thought(sample: Sample, tokenizer: Any) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-class Progress:
-    """A line every few seconds: problems done, share of right answers, tokens a second, time left."""
-
-    def __init__(self, console: Console, problems: int) -> None:
-        self.console, self.problems = console, problems
-        self.done = self.answers = self.right = self.tokens = 0
-
-    def start(self) -> None:
-        """The model is loaded."""
-        self.started = self.told = time.monotonic()
-
-    def __call__(self, samples: Sequence[Sample]) -> None:
-        """Count a finished problem."""
-        from reasonrl.runs.console import clock
-
-        self.done += 1
-        self.answers += len(samples)
-        self.right += sum(sample.correct for sample in samples)
-        self.tokens += sum(len(sample.token_ids) for sample in samples)
-        now = time.monotonic()
-        if now - self.told < TOLD_SECONDS and self.done < self.problems:
-            return
-        self.told = now
-        spent = max(now - self.started, 1e-3)
-        self.console.print(
-            f"problems {self.done:>{len(str(self.problems))}}/{self.problems}  right answers "
-            f"{self.right / self.answers:6.1%}  {self.tokens / spent:,.0f} tokens/s  "
-            f"left {clock(spent / self.done * (self.problems - self.done))}"
-        )
-
-
 # Merging
 
 
@@ -494,27 +276,22 @@ def merge(folder: Path, part: Shard, console: Console) -> bool:
     from reasonrl.config import ConfigError
     from reasonrl.data.prefixes import FILE, Facts, Stored, write
     from reasonrl.runs.files import replacing
-    from reasonrl.runs.journal import read_journal, refuse_others, saying_how_to_continue
+    from reasonrl.runs.journal import Missing, read_shards, saying_how_to_continue
 
     with saying_how_to_continue(folder), (folder / ".merge.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        first, rows = None, []
-        for other in part.all:
-            written = read_journal(other.file(folder))
-            have = len(written.rows) if written else 0
-            if written is None or have < len(other.own(written.settings["problems"])):
-                console.print(
-                    f"shard {part} is complete, shard {other} has {have} problems: the one that finishes last writes "
-                    f"{folder / FILE}"
-                )
-                return False
-            first = first or written
-            refuse_others(other.file(folder), written.settings, first.settings)
-            rows += [Stored(**{**row, "paragraphs": tuple(row["paragraphs"])}) for row in written.rows]
+        shards = read_shards(folder, part, lambda written, other: len(other.own(written.settings["problems"])))
+        if isinstance(shards, Missing):
+            console.print(
+                f"shard {part} is complete, shard {shards.shard} has {shards.have} problems: the one that finishes last "
+                f"writes {folder / FILE}"
+            )
+            return False
+        first, *_ = shards
+        rows = [Stored(**{**row, "paragraphs": tuple(row["paragraphs"])}) for written in shards for row in written.rows]
         rows.sort(key=lambda row: row.id)
         if len({row.id for row in rows}) < len(rows):
             raise ConfigError(f"two shards in {folder} hold the same problem: choose another store=, and start again")
-        assert first is not None
         done = Facts(first.settings, first.about, counts(rows, first.settings["n"]))
         with replacing(folder / FILE) as scratch:
             write(scratch, rows, done)
@@ -566,19 +343,13 @@ def summary(folder: Path, cfg: DictConfig, asked: Sequence[str], console: Consol
 
 def usage(folder: Path, cfg: DictConfig, asked: Sequence[str]) -> str:
     """The command line of a run that starts from this store."""
-    from reasonrl.cli import options
     from reasonrl.config import ConfigError, make_method, method_names
 
-    kept = [arg for arg in asked if arg.partition("=")[0] not in OWN]
-    if not asked:
-        kept = [
-            f"model={cfg.model.name if cfg.model.name in options('model') else cfg.model.path}",
-            f"data={cfg.data.name}",
-        ]
+    kept = arguments.given_again(asked, cfg, OWN)
     if not any(arg.startswith(("method=", "recipe=")) for arg in kept):
         fitting = []
         for name in method_names():
             with contextlib.suppress(ConfigError):
                 fitting += [name] * ("stored_prefix" in make_method(name).needs)
         kept = [f"method={fitting[0] if fitting else '<method>'}", *kept]
-    return shlex.join(["reasonrl", *kept, f"prefixes={folder}"])
+    return arguments.line(*kept, f"prefixes={folder}")

@@ -80,6 +80,7 @@ def prepare(cfg: DictConfig, method: Method | None = None, overrides: Sequence[s
     check_devices(cfg)
     check_model(cfg)
     check_prefixes(method, cfg)
+    check_prm(method, cfg)
     if cfg.name:
         check_name(cfg.name)
     folder = Path(cfg.out).expanduser() / (cfg.name or default_name(cfg, method))
@@ -195,7 +196,7 @@ def check_data_needs(method: Method, cfg: DictConfig) -> None:
     from reasonrl.core import check_needs
 
     try:
-        check_needs(method, PROVIDED | {"solution_steps", "stored_prefix"})
+        check_needs(method, PROVIDED | {"solution_steps", "stored_prefix"} | ({"prm"} if cfg.prm else set()))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -219,6 +220,26 @@ def check_prefixes(method: Method, cfg: DictConfig) -> None:
         check_store(store_file(cfg.prefixes), cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_prm(method: Method, cfg: DictConfig) -> None:
+    """Raise ConfigError for a process reward model that is not there, or that the method would not ask."""
+    from reasonrl.config import ConfigError
+
+    if cfg.prm is None:
+        return
+    if "prm" not in method.needs:
+        raise ConfigError(
+            f"prm={cfg.prm}: {method.name} with these settings asks no process reward model: leave prm= out"
+        )
+    if not cfg.prm.startswith(("http://", "https://")):
+        from reasonrl.engine.prm import read_card
+
+        cfg.prm = str(Path(cfg.prm).expanduser().absolute())  # a run may be resumed from elsewhere
+        try:
+            read_card(Path(cfg.prm))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def no_prefixes(method: Method, cfg: DictConfig) -> str:

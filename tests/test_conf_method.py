@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reasonrl.conf
 
+import reasonrl.conf
 from reasonrl.core import SLOTS, Method, load_factory, make
 
 hydra = pytest.importorskip("hydra")
@@ -48,13 +48,18 @@ def test_hydras_own_instantiate_builds_the_same(name) -> None:
     assert method == built(f"+method={name}")
 
 
+TOGETHER = ("method/prefix=step_probes", "method/advantage=step_advantage")  # neither goes without the other
+
+
 @pytest.mark.parametrize(("slot", "choice"), CHOICES)
 @pytest.mark.filterwarnings("ignore:.*add method/difficulty=batch_relative")
 def test_every_part_lands_in_its_slot_with_its_own_defaults(slot, choice) -> None:
-    node = composed("+method=grpo", f"method/{slot}={choice}")[slot]
+    chosen = f"method/{slot}={choice}"
+    arguments = ["+method=grpo", *(TOGETHER if chosen in TOGETHER else [chosen])]
+    node = composed(*arguments)[slot]
     module, _, name = node["_target_"].rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    assert getattr(built("+method=grpo", f"method/{slot}={choice}"), slot) == kind()
+    assert getattr(built(*arguments), slot) == kind()
 
 
 def test_parts_recombine_on_the_command_line() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reasonrl.conf
 from builders import group, shards
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 import reasonrl
+import reasonrl.conf
 from reasonrl import train as train_module
 from reasonrl.cli import composed
 from reasonrl.config import (

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import reasonrl.methods
 
+import reasonrl.methods
 from reasonrl.core import LAWS, Method, Prefix, Request, Shaped, per_group, run_contract
 from reasonrl.core.defaults import Correctness, FailureRate, GroupNormalised, Plain
 from reasonrl.parts.advantages import RLOO, DrGRPO

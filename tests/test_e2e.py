@@ -1,4 +1,4 @@
-"""Training through real Ray and verl on the CPU: three starts, everything else is tested without."""
+"""Training through real Ray and verl on the CPU: four starts, everything else is tested without."""
 
 from __future__ import annotations
 

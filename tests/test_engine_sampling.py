@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -80,6 +80,20 @@ def test_a_model_the_generator_cannot_run_is_refused_before_it_is_asked() -> Non
         CPUSampler(SimpleNamespace(config=SimpleNamespace(layer_types=["sliding_attention"])), end_ids=[])
 
 
+def test_log_probabilities_come_when_they_are_asked_for(model) -> None:
+    plain = {a.key: a for a in CPUSampler(model, end_ids=[1]).answers(asks(3, temperature=0.7, top_k=4))}
+    told = {a.key: a for a in CPUSampler(model, end_ids=[1], logprobs=True).answers(asks(3, temperature=0.7, top_k=4))}
+    for ask in asks(3):
+        assert plain[ask.key].logprobs is None
+        answer = told[ask.key]
+        assert answer.token_ids == plain[ask.key].token_ids
+        ids = torch.tensor([[*ask.prompt_ids, *answer.token_ids]])
+        logits = model(ids).logits[0, len(ask.prompt_ids) - 1 : -1].float() / 0.7
+        lowest = logits.topk(4).values[:, -1:]
+        wanted = logits.masked_fill(logits < lowest, -torch.inf).log_softmax(-1).gather(1, ids[0, -len(logits) :, None])
+        assert answer.logprobs == pytest.approx(wanted[:, 0].tolist(), abs=1e-5)
+
+
 # vLLM
 
 
@@ -96,6 +110,7 @@ class Params:
     ignore_eos: bool
     seed: int
     detokenize: bool
+    logprobs: int | None = None
 
 
 class FakeLLM:
@@ -113,7 +128,10 @@ class FakeLLM:
 
     def output(self, ids: list[int], own: Params) -> Any:
         reason = "length" if len(ids) == 1 else "stop"
-        made = SimpleNamespace(token_ids=(len(ids), own.seed % 100), finish_reason=reason)
+        tokens = (len(ids), own.seed % 100)
+        logprobs = [{token: SimpleNamespace(logprob=-0.5 - i)} for i, token in enumerate(tokens)]
+        told = None if own.logprobs is None else logprobs
+        made = SimpleNamespace(token_ids=tokens, finish_reason=reason, logprobs=told)
         return SimpleNamespace(prompt_token_ids=ids, outputs=[made])
 
 
@@ -140,6 +158,21 @@ def test_vllm_samples_with_the_same_fields() -> None:
         True,
         True,
     )
+
+
+def test_vllm_tells_the_log_probability_of_the_sampled_token_when_it_is_asked_for() -> None:
+    llm = FakeLLM()
+    (plain,) = VLLMSampler(llm, Params, at_once=9).answers(asks(1))
+    (told,) = VLLMSampler(llm, Params, at_once=9, logprobs=True).answers(asks(1))
+    assert (plain.logprobs, told.logprobs) == (None, [-0.5, -1.5])
+    assert [params.logprobs for ((_, params),) in llm.calls] == [None, 0]
+
+
+def test_a_vllm_that_tells_no_log_probabilities_says_none() -> None:
+    llm = FakeLLM()
+    llm.output = lambda ids, own: FakeLLM.output(llm, ids, replace(own, logprobs=None))  # type: ignore[method-assign]
+    (answer,) = VLLMSampler(llm, Params, at_once=9, logprobs=True).answers(asks(1))
+    assert answer.logprobs is None
 
 
 def test_noise_keys_are_numbers_that_vllm_takes() -> None:
@@ -183,6 +216,14 @@ def test_vllm_starts_with_the_settings_of_the_engine(monkeypatch) -> None:
         "max_num_seqs": 6,
         "max_model_len": 148,
     }
+
+
+def test_vllm_reports_the_distribution_that_a_run_compares(monkeypatch) -> None:
+    vllm(monkeypatch, FakeLLM)
+    cfg = typed(composed(["model=tiny", "engine=gpu"]))
+    with open_sampler(cfg, None, logprobs=True) as sampler:
+        assert sampler._llm.settings["logprobs_mode"] == "processed_logprobs"  # type: ignore[attr-defined]
+        assert [answer.logprobs for answer in sampler.answers(asks(1))] == [[-0.5, -1.5]]
 
 
 def test_a_vllm_that_does_not_start_says_what_to_lower(monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""Imports point one way: functional <- core <- parts <- methods <- engine <- train, cli."""
+"""Imports point one way: functional <- core <- parts <- methods <- engine <- train, sampled, eval <- cli."""
 
 from __future__ import annotations
 
@@ -99,6 +99,17 @@ def test_a_room_imports_only_from_below(room) -> None:
         if inside(name, room)
         and inside(target, "reasonrl")
         and not any(inside(target, allowed) for allowed in (room, *ALLOWED[room]))
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_imports_an_evaluation() -> None:
+    """Whatever trains must work without `eval/`."""
+    wrong = [
+        f"{path}:{line} imports {target}"
+        for name, path, found in ALL
+        for line, target in found
+        if inside(target, "reasonrl.eval") and name != "reasonrl.cli" and not inside(name, "reasonrl.eval")
     ]
     assert wrong == []
 

@@ -10,10 +10,10 @@ import pytest
 from builders import group, groups_with_pass_rate, ledger_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reasonrl.methods.deepcompress import build
-from reasonrl.methods.grpo import build as build_grpo
 
 from reasonrl.core import Credit, Ledger, Method, RolloutGroup, assign_credit, with_limits
+from reasonrl.methods.deepcompress import build
+from reasonrl.methods.grpo import build as build_grpo
 from reasonrl.parts.advantages import GroupNormalised
 from reasonrl.parts.difficulty import BatchRelative
 from reasonrl.parts.overlong import NoOverlong, SoftOverlong

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import group
-from reasonrl.methods.grpo import build
 
 from reasonrl.core import Ledger, assign_credit, make
+from reasonrl.methods.grpo import build
 from reasonrl.parts.advantages import RLOO
 
 

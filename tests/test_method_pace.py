@@ -12,8 +12,6 @@ import pytest
 from builders import group, ledger_with, problem, rollout
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reasonrl.methods.grpo import build as build_grpo
-from reasonrl.methods.pace import build
 
 from reasonrl.core import (
     LAWS,
@@ -29,6 +27,8 @@ from reasonrl.core import (
     plan_rng,
     run_contract,
 )
+from reasonrl.methods.grpo import build as build_grpo
+from reasonrl.methods.pace import build
 from reasonrl.parts.advantages import GroupNormalised
 from reasonrl.parts.difficulty import BatchRelative, FailureRate
 from reasonrl.parts.prefix import Plain, StoredPrefix

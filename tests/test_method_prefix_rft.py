@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import group, problem, rollout
-from reasonrl.methods.prefix_rft import Demonstration, SplitAdvantage, build
 
 from reasonrl.core import Ledger, Prefix, RolloutGroup, View, assign_credit, plan_rng
+from reasonrl.methods.prefix_rft import Demonstration, SplitAdvantage, build
 
 TEN_STEPS = tuple([i, i] for i in range(1, 11))  # 20 tokens, of which 18 may be given
 

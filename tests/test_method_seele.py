@@ -11,11 +11,11 @@ import pytest
 from builders import group, problem, rollout
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reasonrl.methods.grpo import build as build_grpo
-from reasonrl.methods.seele import build
 
 from reasonrl.core import Ledger, Prefix, Problem, Rollout, RolloutGroup, View, assign_credit, plan_rng, run_contract
 from reasonrl.functional.item_response import accuracy_at, descent_bound
+from reasonrl.methods.grpo import build as build_grpo
+from reasonrl.methods.seele import build
 from reasonrl.parts.advantages import DrGRPO
 from reasonrl.parts.hints import AdaptiveHint, FixedHint, cap, hint_ids, rounds_of, units
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from builders import problem
-from reasonrl.methods.uft import CosineBinomialHint, build
 
 from reasonrl.core import Prefix, Problem, View, plan_rng
+from reasonrl.methods.uft import CosineBinomialHint, build
 from reasonrl.parts.rewards import DualLength
 
 TEN_STEPS = tuple([i] for i in range(1, 11))

@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -425,8 +426,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(args, message, here, capsys, m
 
 def test_the_gpu_engine_needs_vllm_and_as_many_gpus_as_a_model_is_split_over(monkeypatch, capsys) -> None:
     monkeypatch.setattr(provenance, "gpus", lambda: ["NVIDIA H200"] * 4)
-    found = prefixes.importlib.util.find_spec
-    monkeypatch.setattr(prefixes.importlib.util, "find_spec", lambda name: None if name == "vllm" else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else found(name))
     with pytest.raises(ConfigError, match="samples with vllm, which is not installed: pip install 'reasonrl"):
         prefixes.checked(run("engine=gpu"), 1)
     with pytest.raises(ConfigError, match="engine.tensor_parallel=8 but this machine has 4 GPUs"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import reasonrl.recipes
 
+import reasonrl.recipes
 from reasonrl.cli import composed
 from reasonrl.config import method_from, typed
 from reasonrl.core import with_limits

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import group, rollout, shards
-from reasonrl.methods import deepcompress, grpo
 
 from reasonrl.config import ConfigError
 from reasonrl.core import Ledger, Prefix, assign_credit, with_limits
+from reasonrl.methods import deepcompress, grpo
 from reasonrl.runs.files import DiskFull
 from reasonrl.runs.folder import COMPLETE, RunFolder, as_number
 from reasonrl.runs.record import StepRecord

@@ -26,12 +26,20 @@ def reproducible(line: dict[str, float]) -> dict[str, float]:
 
 
 # What is remembered between steps, and must come back: a smoothed pass rate; hint rates per problem, in the middle of an
-# epoch of four steps; the place in a prefix budget that falls to nothing in step 6.
+# epoch of four steps; a threshold of two steps before; the place in a prefix budget that falls to nothing in step 6.
 METHODS = {
     "deepcompress": ["method=deepcompress", *SMALL, "dynamic_sampling.enable=true"],
     "seele": [
         *["method=seele", *(arg for arg in SMALL if not arg.startswith("data.size"))],
         *["data.size=16", "data.min_terms=3", "method.rounds=2"],
+    ],
+    "adaptivestep": [
+        "method=adaptivestep",
+        *SMALL,
+        "method.probes=2",
+        "method.quantile=0.05",
+        "method.refresh=2",
+        "batch=12",
     ],
     "pace": ["method=pace", *SMALL, "method.initial_tokens=16", "method.protected_steps=6", "prefixes=../store"],
 }

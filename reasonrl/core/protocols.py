@@ -29,7 +29,7 @@ NEEDS: Mapping[str, str] = {
     "entropy": "use an engine that returns per-token entropy",
     "solution_steps": "use a data set whose problems carry a reference solution cut into steps",
     "stored_prefix": "prepare prefixes for the data set first",
-    "prm": "configure a process reward model",
+    "prm": "name a process reward model with prm=<folder or address> (`reasonrl prm train` makes one)",
 }
 
 
@@ -118,6 +118,23 @@ class Measures(Protocol):
 
     def metrics(self, groups: Sequence[RolloutGroup], ledger: Ledger, /) -> Mapping[str, float]:
         """Finite numbers; leave out what is not defined this step."""
+        ...
+
+
+@runtime_checkable
+class ScoresSteps(Protocol):
+    """A part with `prm` among its needs: it says where the process reward model scores.
+
+    Before credit is assigned the engine puts `aux["step_scores"]` on every rollout that is kept: the score at each such
+    token, NaN at all others and where the model's context ended.
+    """
+
+    def step_ends(self, groups: Sequence[RolloutGroup], ledger: Ledger, /) -> Sequence[Sequence[Counts]]:
+        """B times n times (K,) indices of generated tokens."""
+        ...
+
+    def check_labels(self, labels: str, /) -> None:
+        """Raise ValueError for scores of a model trained on such labels, `hard` or `soft`, that the part would misread."""
         ...
 
 

@@ -97,7 +97,7 @@ def write(path: Path, rows: Sequence[Stored], facts: Facts) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metadata = {METADATA: json.dumps({f.name: getattr(facts, f.name) for f in fields(facts)}, sort_keys=True)}
+    metadata = {METADATA: facts_metadata(facts)}
     columns = {name: [getattr(row, name) for row in rows] for name in _columns()}
     table = pa.table(columns, schema=pa.schema(list(_columns().items()), metadata=metadata))
     pq.write_table(table, path, compression="zstd")
@@ -105,26 +105,37 @@ def write(path: Path, rows: Sequence[Stored], facts: Facts) -> None:
 
 def read_facts(path: Path) -> Facts:
     """What the store at `path` was made with; reads no row. Raises DataError for a file that is no store."""
+    return facts_in(path, METADATA, SCHEMA_VERSION, list(_columns()), what="a store of prefixes", way_out=WAY_OUT)
+
+
+def facts_in(path: Path, metadata: bytes, version: int, columns: Sequence[str], *, what: str, way_out: str) -> Facts:
+    """What a parquet file with `Facts` in its metadata was made with. Raises DataError for any other file.
+
+    metadata: their key. version, columns: what this reasonrl reads. what: the kind of file, for messages.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
-        values = json.loads((schema.metadata or {})[METADATA])
-        version = values["schema"]
-        found = Facts(**values) if version == SCHEMA_VERSION else None
+        values = json.loads((schema.metadata or {})[metadata])
+        written = values["schema"]
+        found = Facts(**values) if written == version else None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}; {WAY_OUT}") from error
+        raise DataError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}; {way_out}") from error
     except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a store of prefixes; {WAY_OUT}") from error
+        raise DataError(f"{path} is not {what}; {way_out}") from error
     if found is None:
-        raise DataError(
-            f"{path} has schema version {version}, this reasonrl reads {SCHEMA_VERSION}: make the store again"
-        )
-    missing = [name for name in _columns() if name not in schema.names]
+        raise DataError(f"{path} has schema version {written}, this reasonrl reads {version}: make the store again")
+    missing = [name for name in columns if name not in schema.names]
     if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; {WAY_OUT}")
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; {way_out}")
     return found
+
+
+def facts_metadata(facts: Facts) -> bytes:
+    """Facts as `facts_in` reads them; the same facts give the same bytes."""
+    return json.dumps({f.name: getattr(facts, f.name) for f in fields(facts)}, sort_keys=True).encode()
 
 
 def read(path: Path) -> Store:

@@ -4,7 +4,7 @@ Two backends of one shape: `CPUSampler`, our continuous batching over transforme
 `LLM`. Neither needs Ray or verl. `open_sampler` makes the one that `engine=` names.
 
 An answer's noise belongs to its `Sampling.seed`, so what else is sampled beside it changes no answer, up to the rounding
-of the batch it happens to run in.
+of the batch it happens to run in. The same asks in one call of `answers` give the same bits on the CPU.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Answer:
     key: Any
     token_ids: list[int]  # the end token included when it was emitted
     finished: bool  # False: cut at max_tokens
+    logprobs: list[float] | None = None  # of token_ids under the distribution drawn from, where they were asked for
 
 
 class Sampler(Protocol):
@@ -59,8 +60,11 @@ class Sampler(Protocol):
 class CPUSampler:
     """A transformers model in this process; a finished answer makes room for the next at once."""
 
-    def __init__(self, model: Any, *, end_ids: Sequence[int], decode: Any = None, max_rows: int = 256) -> None:
-        """Raises ValueError for a model that is not full attention."""
+    def __init__(
+        self, model: Any, *, end_ids: Sequence[int], decode: Any = None, max_rows: int = 256, logprobs: bool = False
+    ) -> None:
+        """Raises ValueError for a model that is not full attention. logprobs: give the answers theirs."""
+        self._logprobs = logprobs
         self._make = lambda: Generator(model, end_ids=end_ids, decode=decode, max_rows=max_rows)
         self._make()
 
@@ -72,16 +76,16 @@ class CPUSampler:
         while more or not generator.idle:
             # no more of them waiting than could run: a request owns its noise, 8 bytes a token
             for ask in islice(asks, generator.max_rows - len(generator.waiting)):
-                generator.add(_sequence(ask, finished))
+                generator.add(_sequence(ask, finished, self._logprobs))
             more = len(generator.waiting) == generator.max_rows
             generator.step()
             yield from finished
             finished.clear()
 
 
-def _sequence(ask: Ask, finished: list[Answer]) -> Sequence_:
+def _sequence(ask: Ask, finished: list[Answer], logprobs: bool) -> Sequence_:
     def done(row: Sequence_) -> None:
-        finished.append(Answer(ask.key, row.token_ids, row.finished))
+        finished.append(Answer(ask.key, row.token_ids, row.finished, row.logprobs if logprobs else None))
 
     return Sequence_(list(ask.prompt_ids), ask.sampling, done)
 
@@ -89,9 +93,11 @@ def _sequence(ask: Ask, finished: list[Answer]) -> Sequence_:
 class VLLMSampler:
     """vLLM's `LLM.generate`, call by call: its engine takes single requests too, but not under a stable interface."""
 
-    def __init__(self, llm: Any, make_params: Any, *, at_once: int) -> None:
-        """llm: a `vllm.LLM`. make_params: `vllm.SamplingParams`. at_once: asks of one call."""
-        self._llm, self._make_params, self._at_once = llm, make_params, at_once
+    def __init__(self, llm: Any, make_params: Any, *, at_once: int, logprobs: bool = False) -> None:
+        """llm: a `vllm.LLM`. make_params: `vllm.SamplingParams`. at_once: asks of one call. logprobs: give the answers
+        theirs, of the distribution that the `llm` was told to report.
+        """
+        self._llm, self._make_params, self._at_once, self._logprobs = llm, make_params, at_once, logprobs
 
     def answers(self, asks: Iterable[Ask]) -> Iterator[Answer]:
         """One answer an ask, `at_once` of them at a time."""
@@ -106,7 +112,8 @@ class VLLMSampler:
                 if list(output.prompt_token_ids) != list(ask.prompt_ids):
                     raise RuntimeError(f"vLLM answered another prompt than {ask.key!r} asked")
                 (made,) = output.outputs
-                yield Answer(ask.key, list(made.token_ids), made.finish_reason == "stop")
+                logprobs = _sampled_logprobs(made) if self._logprobs else None
+                yield Answer(ask.key, list(made.token_ids), made.finish_reason == "stop", logprobs)
 
     def _params(self, sampling: Sampling) -> Any:
         return self._make_params(
@@ -119,7 +126,15 @@ class VLLMSampler:
             ignore_eos=sampling.ignore_eos,
             seed=seed_number(sampling.seed),
             detokenize=bool(sampling.stop),  # nobody reads the text, unless strings are to be found in it
+            **({"logprobs": 0} if self._logprobs else {}),  # 0: of the sampled token alone
         )
+
+
+def _sampled_logprobs(made: Any) -> list[float] | None:
+    """Of vLLM's output, which has a dictionary a token; None when it has none."""
+    if made.logprobs is None:
+        return None
+    return [float(each[token].logprob) for token, each in zip(made.token_ids, made.logprobs, strict=True)]
 
 
 def seed_number(key: Sequence[int]) -> int:
@@ -128,13 +143,16 @@ def seed_number(key: Sequence[int]) -> int:
 
 
 @contextlib.contextmanager
-def open_sampler(cfg: DictConfig, tokenizer: Any) -> Iterator[Sampler]:
-    """The sampler of a configuration's model and engine. Raises ConfigError when it cannot be started."""
+def open_sampler(cfg: DictConfig, tokenizer: Any, *, logprobs: bool = False) -> Iterator[Sampler]:
+    """The sampler of a configuration's model and engine. Raises ConfigError when it cannot be started.
+
+    logprobs: whether answers bring the log-probabilities of their tokens, of the distribution they were drawn from.
+    """
     if cfg.engine.device == "cpu":
         with _threads(cfg.engine.threads or min(os.cpu_count() or 1, MOST_THREADS)):
-            yield _cpu(cfg, tokenizer)
+            yield _cpu(cfg, tokenizer, logprobs)
     else:
-        yield _vllm(cfg)
+        yield _vllm(cfg, logprobs)
 
 
 @contextlib.contextmanager
@@ -149,7 +167,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _cpu(cfg: DictConfig, tokenizer: Any) -> CPUSampler:
+def _cpu(cfg: DictConfig, tokenizer: Any, logprobs: bool) -> CPUSampler:
     """The same weights in float32, the same end tokens, as a run's CPU rollout."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -169,12 +187,13 @@ def _cpu(cfg: DictConfig, tokenizer: Any) -> CPUSampler:
             end_ids=end_ids,
             decode=tokenizer.decode,
             max_rows=cfg.engine.max_sequences,
+            logprobs=logprobs,
         )
     except Exception as error:  # the libraries behind it raise a dozen kinds
         raise ConfigError(f"cannot load model {path}: {_first_line(error)}") from error
 
 
-def _vllm(cfg: DictConfig) -> VLLMSampler:
+def _vllm(cfg: DictConfig, logprobs: bool) -> VLLMSampler:
     """vLLM as a run's rollouts have it: bfloat16, the same memory, the same limits."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     path = package_path(cfg.model.path)
@@ -191,13 +210,15 @@ def _vllm(cfg: DictConfig) -> VLLMSampler:
             enforce_eager=cfg.engine.eager,
             max_num_seqs=cfg.engine.max_sequences,
             max_model_len=cfg.max_prompt_tokens + cfg.max_new_tokens,
+            # as verl has it: after temperature, top-k and top-p, which is what the CPU rollout reports too
+            **({"logprobs_mode": "processed_logprobs"} if logprobs else {}),
         )
     except Exception as error:  # out of memory, a broken driver, a kernel that does not compile, ...
         raise ConfigError(
             f"vLLM did not start with model {path}: {_first_line(error)}. Out of memory: lower engine.max_sequences, set "
             f"engine.rollout_memory (now {cfg.engine.rollout_memory}) to what is free, or raise engine.tensor_parallel"
         ) from error
-    return VLLMSampler(llm, SamplingParams, at_once=WAVES * cfg.engine.max_sequences)
+    return VLLMSampler(llm, SamplingParams, at_once=WAVES * cfg.engine.max_sequences, logprobs=logprobs)
 
 
 def _first_line(error: Exception) -> str:

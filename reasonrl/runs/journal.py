@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,31 @@ def read_journal(path: Path) -> Written | None:
                 f"{path}, line {number} is damaged: remove that line, or choose another store="
             ) from error
     return None if first is None else Written(**first, rows=list(rows.values()))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A shard that is not complete yet."""
+
+    shard: Shard
+    have: int  # rows
+
+
+def read_shards(folder: Path, part: Shard, wanted: Callable[[Written, Shard], int]) -> list[Written] | Missing:
+    """The journals of all shards, in their order, or the first that is not complete.
+
+    wanted: how many rows a shard must have. Raises ConfigError when they were begun with different settings.
+    """
+    shards: list[Written] = []
+    for other in part.all:
+        written = read_journal(other.file(folder))
+        have = len(written.rows) if written else 0
+        if written is None or have < wanted(written, other):
+            return Missing(other, have)
+        if shards:
+            refuse_others(other.file(folder), written.settings, shards[0].settings)
+        shards.append(written)
+    return shards
 
 
 def refuse_others(file: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

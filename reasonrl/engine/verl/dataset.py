@@ -27,6 +27,7 @@ class ProblemDataset(Dataset):
             overlong=config.reasonrl.overlong,
             prefixes=beside(path),
         )
+        self.places = {problem.id: place for place, problem in enumerate(self.loaded.problems)}
         self.problems = self.loaded.problems if max_samples < 0 else self.loaded.problems[:max_samples]
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ from reasonrl.runs.provenance import provenance
 if TYPE_CHECKING:
     from reasonrl.data.prefixes import Store
     from reasonrl.data.problems import Loaded
+    from reasonrl.engine.prm import Scorer
     from reasonrl.train import Plan
 
 LOGICAL_CPUS = 64  # Ray's count for scheduling, not cores: verl's small actors each claim one
@@ -44,6 +45,7 @@ def launch(plan: Plan, folder: RunFolder, console: Console) -> None:
     require_space(folder.path, folder.first_checkpoint)
     tokenizer = load_tokenizer(plan.cfg)
     data = build_data(plan, folder, tokenizer, console)
+    scorer = process_reward_model(plan, folder, tokenizer, console)
     prepare_environment(plan.cfg, folder)
     if plan.cfg.engine.device != "cpu" and attention(plan.cfg) == "sdpa":
         console.print(
@@ -54,7 +56,7 @@ def launch(plan: Plan, folder: RunFolder, console: Console) -> None:
         config = final_config(plan, folder, tokenizer, data)
         folder.decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         state = folder.state(plan.resume_step) if plan.resume_step else None
-        with trainer_on(config, plan, folder, state) as trainer:
+        with trainer_on(config, plan, folder, state, scorer) as trainer:
             manager = start_engine(trainer, config)
             console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
             with folder.blaming_a_full_disk():
@@ -107,7 +109,9 @@ def own_settings(plan: Plan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def trainer_on(config: Any, plan: Plan, folder: RunFolder, state: dict[str, str] | None) -> Iterator[Any]:
+def trainer_on(
+    config: Any, plan: Plan, folder: RunFolder, state: dict[str, str] | None, scorer: Scorer | None
+) -> Iterator[Any]:
     """The trainer with verl's queue around it; trackers and queue are closed whatever happens."""
     import transfer_queue as tq
 
@@ -116,7 +120,7 @@ def trainer_on(config: Any, plan: Plan, folder: RunFolder, state: dict[str, str]
     tq.init(config.transfer_queue)
     trainer = None
     try:
-        trainer = ReasonTrainer(config, method=plan.method, recorder=folder, state=state)
+        trainer = ReasonTrainer(config, method=plan.method, recorder=folder, state=state, scorer=scorer)
         yield trainer
     finally:
         tracking = getattr(trainer, "logger", None)
@@ -240,6 +244,29 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
     return {split: str(file) for split, file in files.items()}
+
+
+def process_reward_model(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) -> Scorer | None:
+    """The model behind `prm=`, loaded. Raises ConfigError; on resume also when it is not the one the run began with."""
+    if "prm" not in plan.method.needs:
+        return None
+    from reasonrl.engine.prm import open_scorer
+    from reasonrl.engine.step_scores import scored_part
+
+    device = "cpu" if plan.cfg.engine.device == "cpu" else "cuda"
+    scorer = open_scorer(plan.cfg.prm, tokenizer=tokenizer, device=device)
+    try:
+        scored_part(plan.method)[1].check_labels(scorer.card.labels)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    before = folder.state(plan.resume_step).get("prm") if plan.resume_step else None
+    if before not in (None, scorer.identity):
+        raise ConfigError(
+            f"prm={plan.cfg.prm} is another process reward model ({scorer.identity[:18]}) than the run was trained with "
+            f"({before[:18]}): put that one there, or start a new run"
+        )
+    console.print(f"process reward model {plan.cfg.prm} ({scorer.identity[:18]})", highlight=False)
+    return scorer
 
 
 def carried(plan: Plan, loaded: Loaded, store: Store | None, console: Console) -> set[str]:

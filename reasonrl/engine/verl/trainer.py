@@ -33,6 +33,8 @@ from verl.workers.utils.padding import response_to_nested
 
 from reasonrl.config import ConfigError
 from reasonrl.core import Credit, Ledger, Method, RolloutGroup, assign_credit
+from reasonrl.engine.prm import Scorer
+from reasonrl.engine.step_scores import with_step_scores
 from reasonrl.engine.verl.batch import (
     RECORD,
     Rows,
@@ -65,10 +67,21 @@ class Recorder(Protocol):
 
 @register_trainer(TRAINER_NAME)
 class ReasonTrainer(PPOTrainerSync):
-    """Constructed on the driver by `launch.py`. `state`: what the checkpoint to resume from remembers."""
+    """Constructed on the driver by `launch.py`.
 
-    def __init__(self, config: Any, *, method: Method, recorder: Recorder, state: dict[str, str] | None = None) -> None:
-        self.method, self.recorder, self.restored = method, recorder, state
+    state: what the checkpoint to resume from remembers. scorer: the process reward model, for a method that needs one.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        method: Method,
+        recorder: Recorder,
+        state: dict[str, str] | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.method, self.recorder, self.restored, self.scorer = method, recorder, state, scorer
         self.own = config.reasonrl
         self.ledger = Ledger.from_json(state["ledger"], method) if state else Ledger.for_method(method)
         self.submitted: dict[str, str] = {}  # uid -> problem id, of the step under way
@@ -161,6 +174,8 @@ class ReasonTrainer(PPOTrainerSync):
         unkept = self.replay_buffer.unkept
         problems, step = self.train_dataset.problems, self.global_steps
         groups, where = groups_of(rows, problems, step, skip=padding, kept=lambda uid: uid not in unkept)
+        if self.scorer is not None:
+            groups = self._scored(groups, metrics)
         dropped = self._dropped_groups()
         credit = assign_credit(self.method, [*groups, *dropped], self.ledger)
         batch = self._write_back(batch, rows, groups, where, first_groups(credit, len(groups)), padding)
@@ -169,6 +184,17 @@ class ReasonTrainer(PPOTrainerSync):
         metrics.update(self._sampling_metrics(rows, where, len(padding)))
         metrics["time/credit_s"] = time.perf_counter() - started
         return batch
+
+    def _scored(self, groups: Sequence[RolloutGroup], metrics: dict[str, Any]) -> list[RolloutGroup]:
+        """The groups with the process reward model's scores."""
+        assert self.scorer is not None
+        started, loaded = time.perf_counter(), self.train_dataset.loaded
+        places = self.train_dataset.places
+        questions = {group.problem.id: loaded.questions[places[group.problem.id]] for group in groups}
+        groups, own = with_step_scores(self.method, groups, self.ledger, questions, self.scorer)
+        metrics.update(own)
+        metrics["time/prm_s"] = time.perf_counter() - started
+        return groups
 
     def _dropped_groups(self) -> list[RolloutGroup]:
         """Groups that dynamic sampling set aside, as `kept=False`; their rows leave the queue."""
@@ -307,9 +333,10 @@ class ReasonTrainer(PPOTrainerSync):
             self.save_due = False
             self.recorder.before_checkpoint(global_steps)
             self._save_weights()
-            self.recorder.publish_checkpoint(
-                global_steps, {"ledger": self.ledger.to_json(), "order": self.order.state()}
-            )
+            state = {"ledger": self.ledger.to_json(), "order": self.order.state()}
+            if self.scorer is not None:
+                state["prm"] = self.scorer.identity
+            self.recorder.publish_checkpoint(global_steps, state)
 
 
 def first_groups(credit: Credit, count: int) -> Credit:
