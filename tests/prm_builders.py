@@ -83,6 +83,7 @@ def row(
     right: bool = True,
     logprobs: Sequence[float] | None = None,
     end: bool = True,
+    numbers: Sequence[int] = (0,),
 ) -> Row:
     """A row of prm.parquet; `end`: the end token follows the text."""
     ids = ids_of(text) + ids_of("<|end|>") * end
@@ -101,13 +102,14 @@ def row(
         step_ends=np.array(ends, np.int32),
         hard=np.array(hard, np.float32),
         soft=np.array(hard if soft is None else soft, np.float32),
+        numbers=np.array(numbers, np.int32),
     )
 
 
 def data_file(path: Path, rows: Sequence[Row], **settings: Any) -> Path:
     """prm.parquet of these rows."""
     made_with = {"rollouts": 8, "tau": 0.5, "tokenizer": tokenizer_fingerprint(policy_tokenizer()), **settings}
-    write(path, rows, Facts(made_with, {"path": "nowhere"}))
+    write(path, rows, Facts(made_with, {"path": "/nowhere"}))
     return path
 
 

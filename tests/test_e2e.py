@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from e2e import SMALL, finish
+from prm_builders import prm_folder
+from transformers import AutoTokenizer
 
 from reasonrl import assign_credit, make_method
+from reasonrl.config import package_path
 from reasonrl.core import Ledger, Prefix, Problem, Rollout, RolloutGroup, with_limits
 from reasonrl.runs.folder import RunFolder
 
@@ -193,3 +196,28 @@ def test_a_hint_is_imitated_and_never_scored_and_the_reference_policy_is_there(h
     assert hinted.lines()[1]["actor/imitation_loss"] > 0
     assert hinted.lines()[1]["actor/kl_loss"] == pytest.approx(0.0, abs=1e-6)  # before the first update
     assert hinted.lines()[4]["actor/kl_loss"] > 1e-6
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Two steps of AdaptiveStep with a process reward model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("adaptivestep")
+    own = AutoTokenizer.from_pretrained(package_path("pkg://reasonrl.assets.tiny/model"))
+    prm_folder(folder / "prm", tokenizer=own, context=512)
+    split = ["method.scorer=prm", "method.scope=fixed", "method.tau=0.6", "prm=prm"]
+    finish(folder, "method=adaptivestep", *split, *SMALL, "steps=2", "name=run")
+    return RunFolder.open(folder / "runs" / "run")
+
+
+def test_a_process_reward_model_scores_the_ends_of_steps_beside_training(stepped: RunFolder) -> None:
+    for line in stepped.lines()[1:]:
+        assert line["prm/steps"] > 16  # four problems, four rollouts: some were cut
+        assert 0 < line["prm/score"] < 1
+        assert line["advantage/steps"] > 1
+        assert line["advantage/step_missing"] == 0
+    frame = stepped.rollouts(1)
+    cut = frame[frame.advantages.map(lambda row: len(set(row)) > 1)]
+    assert len(cut)
+    for row in cut.itertuples():
+        changes = np.flatnonzero(np.diff(row.advantages))  # a step ends with an uncertain token, and only there
+        assert (np.exp(row.logprobs[changes]) < 0.6).all()

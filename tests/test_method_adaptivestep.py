@@ -280,6 +280,17 @@ def test_min_form_follows_the_worst_step() -> None:
     assert np.allclose(steps[1], [-0.25, -0.25], atol=2e-3)
 
 
+def test_worked_example_9_verls_own_estimator_would_lose_the_steps() -> None:
+    torch = pytest.importorskip("torch")
+    algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+    rewards = torch.zeros(2, 6)
+    rewards[0, [2, 5]] = torch.tensor([0.8, 0.6])
+    rewards[1, [1, 3, 4]] = torch.tensor([0.4, 0.2, 0.5])
+    mask = torch.tensor([[1.0] * 6, [1.0] * 5 + [0.0]])
+    found, _ = algos.compute_grpo_outcome_advantage(rewards, mask, np.array(["p", "p"]))
+    assert np.allclose(found.numpy(), [[0.70710] * 6, [-0.70710] * 5 + [0.0]], atol=1e-5)
+
+
 # a process reward model
 
 

@@ -363,6 +363,7 @@ def test_two_shards_make_the_file_of_one_without_ray_and_verl(whole, monkeypatch
 
 def test_problems_are_sampled_in_the_same_groups_whatever_the_shards() -> None:
     assert groups(7, 6) == [range(2), range(2, 4), range(4, 6), range(6, 7)]
+    assert groups(7, 5) == [range(3), range(3, 6), range(6, 7)]
     assert groups(3, 100) == [range(1), range(1, 2), range(2, 3)]
     assert groups(0, 6) == []
 

@@ -139,8 +139,8 @@ def test_steps_beyond_the_context_have_no_score_and_those_before_keep_theirs(sco
     long = item("a" * 200, [10, 100, 120, 121, 122, 123, 150, 199])
     short = item("b" * 20, [19])
     found = scorer.score([long, short])
-    # 3 tokens of the question, then 123 of the response and 5 tags fit into 128: end 122 is the last to be read
-    # 10 -> 14, 100 -> 105, 120 -> 126, 121 -> 128: beyond
+    # the tag of end e stands after 3 tokens of the question, e + 1 of the response and the tags before it:
+    # 10 -> 14, 100 -> 105, 120 -> 126; 121 -> 128 is beyond the last place, 127
     assert np.isnan(found[0]).tolist() == [False] * 3 + [True] * 5
     assert beyond_context(found) == 5
     assert close([found[0][:3], found[1]], by_hand(model, scorer.card, [item("a" * 121, [10, 100, 120]), short]))

@@ -136,3 +136,23 @@ def test_ctrl_c_leaves_no_process_and_a_folder_to_resume(tmp_path: Path) -> None
     assert "interrupted" in (tmp_path / "out.txt").read_text()
     done = RunFolder.open(run).complete_checkpoints()[-1]
     finish(tmp_path, "resume=runs/run", f"steps={done + 1}")
+
+
+@pytest.mark.parametrize(
+    ("method", "part"), [("seele", "method/reward=dual_length"), ("pace", "method/difficulty=batch_relative")]
+)
+def test_methods_train_with_parts_of_others(tmp_path: Path, method: str, part: str) -> None:
+    args = [*METHODS[method], part, "steps=3", "name=run"]
+    if method == "pace":
+        finish(tmp_path, "prefixes", "model=tiny", "data.size=64", "data.val_size=16", "n=2", "store=store")
+        args[args.index("prefixes=../store")] = "prefixes=store"
+    finish(tmp_path, *args)
+    run = RunFolder.open(tmp_path / "runs" / "run")
+    lines = run.lines()
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    if method == "seele":
+        assert {"hint/rate"} <= lines[1].keys()
+        assert any(name.startswith("reward/") and "length" in name for name in lines[1])
+    else:
+        assert lines[1]["prefix/tokens"] > 0
+        assert "ledger/difficulty/batch_pass_rate" in lines[1]

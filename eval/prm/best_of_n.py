@@ -44,7 +44,8 @@ Scores every candidate's steps and lets the process reward model choose, beside 
   policy=               model that wrote the candidates, where they do not say
   limit=                problems; default: all
   out=                  default: best-of-n-SPLIT beside the candidates
-  device=auto batch_tokens=16384 backend=transformers (or vllm) seed=1
+  device=auto backend=transformers (or vllm) seed=1
+  batch_tokens=         padded tokens of one forward pass; default 2048 on a CPU, 16384 on a GPU
 
 Writes results.json, table.md and scores.parquet (a row a candidate) to out.
 """
@@ -67,7 +68,7 @@ class ChoiceKnobs:
     limit: int | None = None
     out: str | None = None
     device: str = "auto"
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     backend: str = "transformers"
     seed: int = 1
 

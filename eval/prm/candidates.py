@@ -74,7 +74,7 @@ def read_candidates(given: str, limit: int | None = None) -> Candidates:
 def _from_store(given: str) -> Candidates:
     responses = read_responses(given, labels=False)
     problems: dict[str, list[tuple[int, Candidate]]] = {}
-    for place, row in enumerate(responses.rows):
+    for row in responses.rows:
         made = Candidate(
             row.question,
             row.prompt_ids,
@@ -86,7 +86,7 @@ def _from_store(given: str) -> Candidates:
             row.finished,
         )
         # a response that was sampled several times stands once in the file, and is that many candidates
-        for number in getattr(row, "numbers", (place,)):
+        for number in row.numbers:
             problems.setdefault(row.problem_id, []).append((int(number), made))
     ordered = {name: [made for _, made in sorted(some, key=lambda x: x[0])] for name, some in problems.items()}
     policy = responses.about.get("path")

@@ -170,7 +170,7 @@ def make_data(
         console.print(f"{folder / FILE} is complete already")
     elif not work.done():
         return folder
-    summary(folder, cfg, asked, console)
+    summary(folder, console)
     return folder
 
 
@@ -181,11 +181,11 @@ def prepare(cfg: DictConfig, knobs: Knobs, asked: Sequence[str], console: Consol
     problems = asked_problems(cfg, knobs.n, split=knobs.split)
     console.print(f"{len(problems.loaded)} {knobs.split} problems{problems.dropped}, {knobs.n} responses each")
     if knobs.n == 1:
-        console.print("n=1: one response a problem leaves nothing to choose from, and few cuts to learn from")
+        console.print("n=1: one response a problem leaves nothing to choose from, and no group of answers to compare")
     return problems, {**problems.about, "command": [*COMMAND.split(), *asked]}
 
 
-def summary(folder: Path, cfg: DictConfig, asked: Sequence[str], console: Console) -> None:
+def summary(folder: Path, console: Console) -> None:
     """What the store holds, and what to do with it."""
     from reasonrl.eval.prm.file import FILE
     from reasonrl.eval.prm.kinds import KINDS

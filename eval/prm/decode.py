@@ -37,7 +37,7 @@ Decodes greedily, then again with the process reward model choosing among the li
   limit=                problems, the first of the split
   rows=64               responses decoded together
   out=                  default: prm-decode/MODEL-DATA
-  batch_tokens=16384 backend=transformers (or vllm)    of the process reward model
+  batch_tokens= backend=transformers (or vllm)    of the process reward model
 
 Everything else is what a run takes: model, data, prompt, verify, max_prompt_tokens, max_new_tokens, engine=cpu|gpu.
 Temperature, top_p and top_k play no part. Writes results.json, table.md and responses.jsonl to out.
@@ -65,7 +65,7 @@ class DecodeKnobs:
     limit: int | None = None
     rows: int = 64
     out: str | None = None
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     backend: str = "transformers"
 
     def __post_init__(self) -> None:

@@ -34,7 +34,8 @@ Scores the steps of responses for others: prm=http://127.0.0.1:8077 instead of p
   port=8077             0: any free one; it is told in the first line
   host=127.0.0.1        there is no password: another host= lets everybody in that network ask
   policy=               model whose token ids come, where it is not of the process reward model's family
-  device=auto batch_tokens=16384 backend=transformers (or vllm)
+  device=auto backend=transformers (or vllm)
+  batch_tokens=         padded tokens of one forward pass; default 2048 on a CPU, 16384 on a GPU
 
 GET /health, POST /score. Ctrl-C ends it.
 """
@@ -54,13 +55,16 @@ class ServeKnobs:
     port: int = 8077
     policy: str | None = None
     device: str = "auto"
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
     backend: str = "transformers"
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value out of range."""
         require(0 <= self.port < 65536, f"port must be 0 (any free one) to 65535, got {self.port}")
-        require(self.batch_tokens >= 1, f"batch_tokens must be at least 1, got {self.batch_tokens}")
+        require(
+            self.batch_tokens is None or self.batch_tokens >= 1,
+            f"batch_tokens must be at least 1, got {self.batch_tokens}",
+        )
         choices = ("transformers", "vllm")
         require(self.backend in choices, f"backend must be one of {', '.join(choices)}, got {self.backend!r}")
         require("://" not in self.model, f"model={self.model}: serve a folder, not another server")
@@ -209,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Who is here."""
         if self.path == "/health":
-            self._reply(200, self.server.health)
+            self._reply(200, {**self.server.health, "waiting": self.server.desk.count})
         else:
             self._refuse(404, f"no {self.path}: GET /health or POST /score")
 

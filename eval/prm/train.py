@@ -647,7 +647,7 @@ def make_trainer(knobs: TrainKnobs, examples: Examples, model: Any, work: Path, 
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from reasonrl.engine.prm.transformers_scorer import TransformersScorer
+    from reasonrl.engine.prm.transformers_scorer import BATCH_TOKENS, TransformersScorer
     from reasonrl.runs.console import clock
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -747,6 +747,8 @@ def make_trainer(knobs: TrainKnobs, examples: Examples, model: Any, work: Path, 
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device != "cpu",
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
         seed=knobs.seed,
     )
     if args.n_gpu > 1:
@@ -769,7 +771,7 @@ def make_trainer(knobs: TrainKnobs, examples: Examples, model: Any, work: Path, 
     trainer.remove_callback(PrinterCallback)
     inner.to(trainer.args.device)
     progress.scorer = TransformersScorer(  # type: ignore[attr-defined]
-        inner, examples.layout, "in training", batch_tokens=min(knobs.max_tokens * knobs.micro_batch, 32768)
+        inner, examples.layout, "in training", batch_tokens=BATCH_TOKENS["cpu" if device == "cpu" else "cuda"]
     )
     trainer.history = progress.history  # type: ignore[attr-defined]
     return trainer

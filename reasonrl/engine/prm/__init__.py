@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from reasonrl.engine.prm.card import Card, read_card
 from reasonrl.engine.prm.layout import Layout, Steps
 
-__all__ = ["BATCH_TOKENS", "Card", "Layout", "Scorer", "Steps", "beyond_context", "open_scorer", "read_card"]
-
-BATCH_TOKENS = 16384
+__all__ = ["Card", "Layout", "Scorer", "Steps", "beyond_context", "open_scorer", "read_card"]
 
 
 class Scorer(Protocol):
@@ -43,7 +41,7 @@ def open_scorer(
     *,
     tokenizer: Any,
     device: str = "auto",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     backend: Literal["transformers", "vllm"] = "transformers",
     memory: float = 0.4,
 ) -> Scorer:
@@ -53,7 +51,7 @@ def open_scorer(
         where: folder, or `http://host:port`.
         tokenizer: the policy's, whose token ids come in the items.
         device: cpu, cuda, cuda:1, or auto.
-        batch_tokens: padded tokens of one forward pass. Larger: faster until the device is full, more memory.
+        batch_tokens: padded tokens of one forward pass, default 2048 on a CPU and 16384 on a GPU.
         backend: of a folder. memory: share of the GPU that vLLM may take.
     Raises:
         ConfigError: no PRM there, one that cannot be loaded, or one that does not fit the policy's tokenizer.

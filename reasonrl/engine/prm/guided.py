@@ -172,16 +172,16 @@ class Guide:
         ]
         items = [self._item(rows[i], token) for i, some in zip(unsure, offered, strict=True) for token in some]
         found = iter(self.scorer.score([item for item in items if item is not None]))
-        scores = [float(next(found)[-1]) if item is not None else math.nan for item in items]
+        scores = [-math.inf if item is None else float(next(found)[-1]) for item in items]
         self.calls += 1
         self.scored += sum(item is not None for item in items)
         for place, (i, some) in enumerate(zip(unsure, offered, strict=True)):
-            row, own = rows[i], scores[place * many : place * many + len(some)]
+            row, own = rows[i], scores[place * many : (place + 1) * many]
             row.asked.append(len(row.token_ids))
-            if all(map(math.isnan, own)):
+            if any(map(math.isnan, own)):  # near the context's end only "stop here" may still have one
                 row.unscored += 1
                 continue
-            token = some[max(range(len(some)), key=lambda m: (-math.inf if math.isnan(own[m]) else own[m], -m))]
+            token = some[max(range(many), key=lambda m: (own[m], -m))]
             row.changed += token != chosen[i]
             chosen[i] = token
         return chosen

@@ -1,6 +1,6 @@
 """A process reward model behind `reasonrl prm serve`: what travels, and the client.
 
-    GET  /health   -> {"identity", "card", "vocabulary", "limit"}
+    GET  /health   -> {"identity", "card", "vocabulary", "waiting"}: waiting items of all clients
     POST /score    {"items": [{"question", "prompt_ids", "response_ids", "ends"}, ...]} -> {"identity", "scores": [[...], ...]}
 
 JSON knows no NaN: a step beyond the context is `null`. A refused request is 400 (or 413) with {"error"}; 503 means try again.

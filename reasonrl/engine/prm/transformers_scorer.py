@@ -18,6 +18,7 @@ from reasonrl.engine.prm.card import Card, identity_of, read_card, require_token
 from reasonrl.engine.prm.layout import Layout, Steps
 from reasonrl.models import check_weights, context, facts, model_fingerprint
 
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # on a CPU core more is slower: what a layer works on leaves the cache
 PROBE = 8  # tokens of the input on which the short way to the logits is compared with the model's own
 CLOSE = 1e-3  # of the largest logit: the two ways differ by rounding only
 
@@ -28,7 +29,7 @@ class TransformersScorer:
     Scores do not depend on what else is in a batch, up to rounding (1e-5 in float32).
     """
 
-    def __init__(self, model: Any, layout: Layout, identity: str, *, batch_tokens: int = 8192) -> None:
+    def __init__(self, model: Any, layout: Layout, identity: str, *, batch_tokens: int = 2048) -> None:
         """model: a causal language model in evaluation mode. batch_tokens: padded tokens of one forward pass.
 
         Raises ValueError when the model has no row for a token that it is asked with.
@@ -124,7 +125,7 @@ def whole_logits(model: Any, inputs: dict[str, Any], rows: Any, columns: Any) ->
 def _short_way_holds(model: Any, card: Card) -> bool:
     """Whether the output matrix times the final hidden state is what the model itself gives (no soft-capping, scaling)."""
     head = model.get_output_embeddings()
-    if head is None or not hasattr(head, "weight"):
+    if not isinstance(head, torch.nn.Linear):  # none, quantised, or one that an adapter changes
         return False
     ids = torch.tensor([[card.tag, card.good, card.bad] * PROBE], device=model.device)[:, :PROBE]
     mask, columns = torch.ones_like(ids), torch.arange(PROBE, device=model.device)
@@ -135,7 +136,7 @@ def _short_way_holds(model: Any, card: Card) -> bool:
     return bool((mine - own).abs().max() <= close * own.abs().max().clamp(min=1.0))
 
 
-def open_folder(where: str, *, policy: Any, device: str, batch_tokens: int) -> TransformersScorer:
+def open_folder(where: str, *, policy: Any, device: str, batch_tokens: int | None) -> TransformersScorer:
     """The scorer of a PRM's folder. Raises ConfigError for a folder that cannot be read."""
     folder = Path(package_path(where))
     card, tokenizer = load_card(folder)
@@ -157,6 +158,8 @@ def open_folder(where: str, *, policy: Any, device: str, batch_tokens: int) -> T
     try:
         layout = Layout(card, tokenizer, policy)
         identity = identity_of(model_fingerprint(str(folder)), card)
+        if batch_tokens is None:
+            batch_tokens = BATCH_TOKENS["cpu" if device == "cpu" else "cuda"]
         return TransformersScorer(model, layout, identity, batch_tokens=batch_tokens)
     except ValueError as error:
         raise ConfigError(f"{folder}: {error}") from error

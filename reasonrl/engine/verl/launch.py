@@ -237,7 +237,7 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
                     raise ConfigError(f"{len(loaded)} training problems are less than batch={cfg.batch}: lower batch")
                 if plan.resume_step:
                     DataOrder(len(loaded), cfg.seed).restore(folder.state(plan.resume_step)["order"])  # raises
-                provided = set(PROVIDED) | carried(plan, loaded, store, console)
+                provided = set(PROVIDED) | carried(plan, loaded, store, console) | ({"prm"} if cfg.prm else set())
         check_needs(plan.method, provided)
     except ConfigError:
         raise
