@@ -199,7 +199,7 @@ def hints_row(runs: list[list[dict[str, float]]], base: list[list[dict[str, floa
         with_interval([sum(scores) / len(scores) for scores in epochs], " %", 100),
         with_interval(after, " %", 100),
         "" if runs is base else with_interval(better, " pt", 100),
-        with_interval(column(runs, "val/tokens_correct"), ""),
+        f"{sum(np.mean([line['length/mean'] for line in made if 'length/mean' in line]) for made in runs) / len(runs):.0f}",
         ", ".join(f"{a:.1%}" for a in after),
     ]
 
@@ -230,7 +230,7 @@ HEADS = {
     "lengths": "| method | accuracy before | accuracy after | gain | tokens of right answers | against GRPO's | "
     "accuracy by seed |",
     "hints": "| method | accuracy before | of trained rollouts after the first epoch | held-out accuracy after | "
-    "against GRPO | tokens of right answers | accuracy by seed |",
+    "against GRPO | generated tokens a rollout | accuracy by seed |",
     "steps": "| method | sampled tokens a token of rollouts | steps | "
     + " | ".join(f"accuracy at {budget // 1000}k tokens" for budget in BUDGETS)
     + " |",

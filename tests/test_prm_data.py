@@ -375,7 +375,7 @@ def test_a_finished_store_is_left_as_it_is(store, monkeypatch, capsys) -> None:
     assert (store / FILE).stat().st_mtime_ns == before
     shown = capsys.readouterr().out
     assert "is complete already" in shown
-    assert f"train on it with: reasonrl prm train data={store}" in shown
+    assert f"train on it with: reasonrl prm train 'model=<name>' data={store} 'out=<folder>'" in shown
 
 
 @pytest.mark.parametrize(
@@ -596,7 +596,7 @@ def test_the_command_tells_its_progress_what_it_made_and_what_to_do_next(monkeyp
         "punctuation 100.0% of the boundaries",
         "labels        24 of interior ends, hard 0.000, soft 0.000 on average; 6 of them shared",
         "file          prm/tiny-arithmetic/prm.parquet",
-        "train on it with: reasonrl prm train data=prm/tiny-arithmetic",
+        "train on it with: reasonrl prm train 'model=<name>' data=prm/tiny-arithmetic 'out=<folder>'",
     ):
         assert line in shown, shown
     assert read_facts(Path("prm/tiny-arithmetic", FILE)).about["command"] == [

@@ -152,9 +152,7 @@ def test_over_the_whole_vocabulary_other_tokens_lose_their_mass(base, data, tmp_
     card, model = read_card(out), AutoModelForCausalLM.from_pretrained(out)
     ids = torch.tensor([[*ids_of("q1ab"), card.tag]])
     mass = torch.softmax(model(ids).logits[0, -1], dim=-1)[[card.good, card.bad]].sum()
-    assert mass > 0.5  # of about 2 in 267 at the start
-    before, final = card.training["held_out"][0], card.training["final"]
-    assert final["loss"] < before["loss"]
+    assert mass > 0.5  # of about 2 in 264 at the start
 
 
 def test_lora_trains_little_and_is_merged(base, data, tmp_path) -> None:

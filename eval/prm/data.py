@@ -224,7 +224,9 @@ def summary(folder: Path, console: Console) -> None:
     for warning in warnings(total, made):
         console.print(warning)
     if made["rollouts"]:
-        console.print(f"train on it with: {arguments.line('prm', 'train', f'data={folder}')}")
+        console.print(
+            f"train on it with: {arguments.line('prm', 'train', 'model=<name>', f'data={folder}', 'out=<folder>')}"
+        )
     else:
         console.print(
             f"choose from it with: {arguments.line('prm', 'best-of-n', f'candidates={folder}', 'prm=<folder>')}"
