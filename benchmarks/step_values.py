@@ -152,9 +152,7 @@ def main(problems: int, truth: int) -> None:
             # what two samples of the same truth differ by is taken off: their variances add
             noise = 2 * np.mean([v * (1 - v) / truth for v in (before + after) / 2])
             changed = np.sqrt(max(np.mean((after - before) ** 2) - noise, 0.0))
-            print(
-                f"| {name} | {np.abs(after - before).mean():.3f} (root mean square without noise {changed:.3f}) | {len(some)} |"
-            )
+            print(f"| {name} | {np.abs(after - before).mean():.3f} | {changed:.3f} | {len(some)} |", flush=True)
 
 
 if __name__ == "__main__":
