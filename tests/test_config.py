@@ -108,7 +108,10 @@ def test_every_engine_composes(engine) -> None:
     [
         (["stepz=3"], r"Unknown key 'stepz'; did you mean steps.*Choices:.*batch"),
         (["recipee=x"], "Unknown key 'recipee'; did you mean recipe"),
-        (["method=grp"], r"Unknown method 'grp'; did you mean grpo\? Choices: adaptivestep, custom, deepcompress, grpo"),
+        (
+            ["method=grp"],
+            r"Unknown method 'grp'; did you mean grpo\? Choices: adaptivestep, custom, deepcompress, grpo",
+        ),
         (["method/reward=dual_lenght"], "Unknown method/reward 'dual_lenght'; did you mean dual_length"),
         (["method/rewards=own"], "Unknown group 'method/rewards'; did you mean method/reward"),
         (["engine=gpus"], r"Unknown engine 'gpus'; did you mean gpu.*Choices: cluster, cpu, gpu"),
