@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from reasonrl.config import package_path
 from reasonrl.engine.prm import Card, Steps, open_scorer
 from reasonrl.engine.prm.card import vocabulary_sha256, write_card
-from reasonrl.eval.prm.train import ADDED_TOKENS, give_rows
+from reasonrl.eval.prm.examples import ADDED_TOKENS
+from reasonrl.eval.prm.train import give_rows
 
 MOST_DIFFERENCE = 1e-5
 

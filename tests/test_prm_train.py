@@ -25,21 +25,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from reasonrl.config import ConfigError
 from reasonrl.engine.prm import open_scorer, read_card
 from reasonrl.eval.prm import train as training
+from reasonrl.eval.prm.examples import Example, choose_tokens
+from reasonrl.eval.prm.held_out import auc
 from reasonrl.eval.prm.knobs import read_knobs
-from reasonrl.eval.prm.train import (
-    Example,
-    Order,
-    TrainKnobs,
-    auc,
-    check_packing,
-    choose_tokens,
-    collated,
-    give_rows,
-    run,
-    step_losses,
-    tags_logits,
-    train,
-)
+from reasonrl.eval.prm.losses import check_packing, collated, step_losses, tags_logits
+from reasonrl.eval.prm.train import TrainKnobs, give_rows, run, train
+from reasonrl.eval.prm.trainer import Order
 from reasonrl.functional.process import step_loss
 
 FAST = {
@@ -342,7 +333,7 @@ def test_added_tokens_start_near_the_mean_of_the_others(tied, room) -> None:
 def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Ctrl-C in the loss after so many optimiser steps."""
     calls = 0
-    own = training.step_losses
+    own = step_losses
 
     def losses(*args: Any) -> Any:
         nonlocal calls
@@ -351,7 +342,7 @@ def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise KeyboardInterrupt
         return own(*args)
 
-    monkeypatch.setattr(training, "step_losses", losses)
+    monkeypatch.setattr("reasonrl.eval.prm.trainer.step_losses", losses)
 
 
 @pytest.mark.parametrize("more", [[], ["lora_rank=4"]])

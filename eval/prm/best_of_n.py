@@ -312,7 +312,7 @@ def _ways(
 
 def _auc(values: Mapping[str, Any], right: Mapping[str, NDArray[np.float64]], how: str) -> float | None:
     """How well the aggregate tells right candidates from wrong ones, over all problems."""
-    from reasonrl.eval.prm.train import auc
+    from reasonrl.eval.prm.held_out import auc
 
     pairs = [(v, r) for name in right for v, r in zip(values[name][how], right[name], strict=True) if v is not None]
     if not pairs:
