@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prm_builders import base_folder, data_file, ids_of, item, learnable, policy_tokenizer, row, small_model
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from reasonrl.config import ConfigError
+from reasonrl.config import ConfigError, RunFailed
 from reasonrl.engine.prm import open_scorer, read_card
 from reasonrl.eval.prm import train as training
+from reasonrl.eval.prm import trainer
 from reasonrl.eval.prm.examples import Example, choose_tokens
 from reasonrl.eval.prm.held_out import auc
 from reasonrl.eval.prm.knobs import read_knobs
@@ -128,6 +129,35 @@ def test_micro_batches_and_packing_do_not_change_what_is_learned(base, data, tmp
     # AdamW divides by the root of tiny squares in its first steps, so rounding shows more than in the gradients
     assert same(whole, cut, 2e-3)
     assert same(whole, packed, 2e-3)
+
+
+def test_gradients_that_are_no_numbers_stop_the_training_before_they_reach_the_weights(
+    base, data, tmp_path, monkeypatch
+) -> None:
+    """As attention kernels have given them: the loss is a number, its gradient is none."""
+    healthy = trainer.step_losses
+
+    def spoiled(logits, *given):
+        logits.register_hook(lambda grad: grad * (math.nan if spoiled.calls == 3 else 1.0))
+        spoiled.calls += 1
+        return healthy(logits, *given)
+
+    spoiled.calls = 0
+    monkeypatch.setattr(trainer, "step_losses", spoiled)
+    with pytest.raises(RunFailed, match="the gradients of step 3 are not finite, so the step was not taken"):
+        train(knobs(base, data, tmp_path / "out", "steps=6", "save_every=1"))
+    assert not (tmp_path / "out").exists()
+    kept = next(tmp_path.rglob("checkpoint-2/model.safetensors"))
+    assert all(tensor.isfinite().all() for tensor in load_file(kept).values())
+
+
+def test_a_model_that_gives_no_numbers_is_told(base, data, tmp_path) -> None:
+    out = train(knobs(base, data, tmp_path / "out", "steps=1"))
+    (file,) = out.glob("*.safetensors")
+    save_file({name: tensor * math.nan for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    scorer = open_scorer(str(out), tokenizer=policy_tokenizer(), device="cpu")
+    with pytest.raises(ValueError, match="2 of 2 scores that are not finite: its weights are damaged"):
+        scorer.score([item("abca", [1, 3], "q1")])
 
 
 def test_soft_labels_and_the_whole_vocabulary_are_learned_too(base, data, tmp_path) -> None:

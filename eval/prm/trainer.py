@@ -15,6 +15,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from reasonrl.config import RunFailed
+from reasonrl.engine.attention import keep_from_cudnn
 from reasonrl.engine.prm.transformers_scorer import BATCH_TOKENS, TransformersScorer
 from reasonrl.eval.prm.held_out import judged, told_held_out
 from reasonrl.eval.prm.knobs import require
@@ -126,6 +128,16 @@ class StepTrainer(Trainer):
         # gradients are averaged over processes, while the count is of all of them
         return losses.sum() / num_items_in_batch * self.accelerator.num_processes
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Called before every update. Raises RunFailed for gradients that would destroy the weights."""
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise RunFailed(
+                f"the gradients of step {self.state.global_step + 1} are not finite, so the step was not taken. What was "
+                f"saved before is in {self.args.output_dir}. Another attention= or a smaller lr= may help, in another out="
+            )
+        return norm
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return Order([example.ids.size for example in self.examples.train], self.knobs.batch, self.knobs.seed)
 
@@ -188,6 +200,9 @@ def make_trainer(
         )
     inner.to(args.device)
     batch_tokens = BATCH_TOKENS["cpu" if device == "cpu" else "cuda"]
-    scorer = TransformersScorer(inner, examples.layout, "in training", batch_tokens=batch_tokens)
+    keep_from_cudnn()
+    scorer = TransformersScorer(
+        inner, examples.layout, "in training", batch_tokens=batch_tokens, autocast=device != "cpu"
+    )
     progress = Progress(knobs, examples, total, scorer, console)
     return StepTrainer(knobs, examples, progress, model=model, args=args)

@@ -29,20 +29,24 @@ class TransformersScorer:
     Scores do not depend on what else is in a batch, up to rounding (1e-5 in float32).
     """
 
-    def __init__(self, model: Any, layout: Layout, identity: str, *, batch_tokens: int = 2048) -> None:
+    def __init__(
+        self, model: Any, layout: Layout, identity: str, *, batch_tokens: int = 2048, autocast: bool = False
+    ) -> None:
         """model: a causal language model in evaluation mode. batch_tokens: padded tokens of one forward pass.
 
+        autocast: compute in bfloat16 whatever the weights are, as a training on a GPU does.
         Raises ValueError when the model has no row for a token that it is asked with.
         """
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.model, self.layout, self.identity, self.card = model, layout, identity, layout.card
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.autocast = batch_tokens, autocast
         self.limit = context(model.config.to_dict())
         self.rows = int(model.get_input_embeddings().weight.shape[0])
         if max(self.card.ids) >= self.rows:
             raise ValueError(f"the model has {self.rows} embeddings and its card names token {max(self.card.ids)}")
-        self.short = _short_way_holds(model, self.card)
+        with self._precision():
+            self.short = _short_way_holds(model, self.card)
 
     @torch.inference_mode()
     def score(self, items: Sequence[Steps]) -> list[NDArray[np.float32]]:
@@ -52,12 +56,17 @@ class TransformersScorer:
         for members in self._batches(laid):
             inputs = [laid[i][0][: self.limit] for i in members]
             tags = [self._readable(laid[i][1]) for i in members]
-            found = self._forward(inputs, tags)
+            with self._precision():
+                found = self._forward(inputs, tags)
+            require_numbers(found)
             start = 0
             for i, positions in zip(members, tags, strict=True):
                 scores[i][: positions.size] = found[start : start + positions.size]
                 start += positions.size
         return scores
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast)
 
     def _readable(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         return positions if self.limit is None else positions[positions < self.limit]
@@ -97,6 +106,15 @@ class TransformersScorer:
         return np.asarray(torch.softmax(pair, dim=-1)[:, 0].cpu().numpy(), dtype=np.float32)
 
 
+def require_numbers(scores: NDArray[np.float32]) -> None:
+    """Raise ValueError where a process reward model gave no number: NaN would pass for a step beyond its context."""
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"the process reward model gives {int((~np.isfinite(scores)).sum())} of {scores.size} scores that are not "
+            "finite: its weights are damaged, or its training diverged; train it again"
+        )
+
+
 def tag_logits(
     model: Any, ids: Any, mask: Any, rows: Any, columns: Any, card: Card, *, short: bool = True
 ) -> torch.Tensor:
@@ -132,7 +150,8 @@ def _short_way_holds(model: Any, card: Card) -> bool:
     rows = torch.zeros_like(columns)
     mine = tag_logits(model, ids, mask, rows, columns, card)
     own = tag_logits(model, ids, mask, rows, columns, card, short=False)
-    close = CLOSE if model.dtype == torch.float32 else 2**-6  # a bfloat16 model rounds its own logits to 8 bits
+    rounded = model.dtype != torch.float32 or torch.is_autocast_enabled(model.device.type)
+    close = 2**-6 if rounded else CLOSE  # in bfloat16 a model rounds its own logits to 8 bits
     return bool((mine - own).abs().max() <= close * own.abs().max().clamp(min=1.0))
 
 

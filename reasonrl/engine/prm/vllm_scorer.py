@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from reasonrl.config import ConfigError, package_path
 from reasonrl.engine.prm.card import identity_of
 from reasonrl.engine.prm.layout import Layout, Steps
-from reasonrl.engine.prm.transformers_scorer import load_card
+from reasonrl.engine.prm.transformers_scorer import load_card, require_numbers
 from reasonrl.models import context, facts, model_fingerprint
 
 
@@ -47,6 +47,7 @@ class VLLMScorer:
                     f"vLLM gave {data.shape} for {len(ids)} tokens, expected two probabilities a token: its version differs "
                     "from the one this was written for (0.24); use backend=transformers"
                 )
+            require_numbers(data[readable[i], 0])
             scores[i][: readable[i].size] = data[readable[i], 0]
         return scores
 

@@ -29,6 +29,10 @@ def register() -> None:
         from reasonrl.engine.verl.cpu.register import register_rollout
 
         register_rollout()
+    else:
+        from reasonrl.engine.attention import keep_from_cudnn
+
+        keep_from_cudnn()  # without flash-attn, passes are padded and attention is PyTorch's
 
 
 def registered() -> dict[str, str]:
