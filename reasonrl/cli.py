@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "pkg://reasonrl.conf"
-COMMANDS = ("train", "data", "prefixes", "prm", "check", "export")
+COMMANDS = ("train", "eval", "data", "prefixes", "prm", "check", "export")
 # Nodes whose keys are checked against the schema, the factory or verl later, with better messages than Hydra's.
 FREE = ("method.", "data.", "verl.", "prompt.", "verify.", "engine.", "model.", "logger.", "dynamic_sampling.")
 PATHS = ("resume", "out", "name", "prefixes", "prm")  # quoted for Hydra: a sweep's folders have commas in their names
@@ -366,6 +366,13 @@ def prefixes(args: list[str]) -> int:
     return guarded(lambda: run(args), bug=again, interrupted=again)
 
 
+def evaluate(args: list[str]) -> int:
+    from reasonrl.eval.command import run
+
+    again = "give the same command again to continue: what was finished is kept"
+    return guarded(lambda: run(args), bug=again, interrupted=again)
+
+
 def prm(args: list[str]) -> int:
     from reasonrl.eval.prm.command import run
 
@@ -387,6 +394,7 @@ def export(args: list[str]) -> int:
 
 RUN: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "eval": evaluate,
     "data": data,
     "prefixes": prefixes,
     "prm": prm,

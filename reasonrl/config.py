@@ -107,7 +107,9 @@ class TrainConfig:
     min_new_tokens: a prefix must leave at least this much of `max_new_tokens`.
     prefixes: a store made by `reasonrl prefixes`, for a method whose rollouts start with stored openings.
     prm: a process reward model, folder or address, for a method that asks one during training.
-    temperature, top_p, top_k: sampling of training rollouts. val_*: sampling of validation (temperature 0 = greedy).
+    temperature, top_p, top_k: sampling of training rollouts. val_n, val_temperature, val_top_p: of validation
+    (temperature 0 = greedy). val_tasks: benchmarks to validate on, with their own prompts and graders, instead of the
+    data's own validation problems; val_data_dir: a folder with their files; val_limit: the first questions of each.
     validate_every, save_every: steps; 0 = after the last one only. Validation also runs before the first.
     keep_checkpoints: older ones are deleted.
     gpus: training processes on each of `nodes` nodes. ray_address: an existing cluster (engine=cluster).
@@ -147,6 +149,9 @@ class TrainConfig:
     val_n: int = 1
     val_temperature: float = 0.0
     val_top_p: float = 1.0
+    val_tasks: list[str] = field(default_factory=list)
+    val_data_dir: str | None = None
+    val_limit: int | None = None
     save_every: int = 20
     keep_checkpoints: int = 2
     gpus: int = 1
@@ -168,6 +173,7 @@ POSITIVE = [
     "max_new_tokens",
     "min_new_tokens",
     "val_n",
+    "val_limit",
     "keep_checkpoints",
     "gpus",
     "nodes",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # imported in the functions: `reasonrl --help` loads this mod
     from rich.console import Console
 
     from reasonrl.core import Method
+    from reasonrl.engine.validation import Validation
     from reasonrl.runs.folder import RunFolder
 
 PROVIDED = frozenset({"logprobs", "old_logprobs", "entropy"})  # by the verl engine; the data adds its own
@@ -33,6 +34,7 @@ class Plan:
     method: Method
     folder: Path
     resume_step: int | None = None
+    validation: Validation | None = None  # instead of the data's own validation problems
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,21 @@ def prepare(cfg: DictConfig, method: Method | None = None, overrides: Sequence[s
     RunFolder.refuse_existing(folder)
     cfg.name = folder.name
     check_verl(cfg, method, folder)
-    return Plan(cfg, method, folder.absolute())
+    return Plan(cfg, method, folder.absolute(), validation=validation_of(cfg))
+
+
+def validation_of(cfg: DictConfig) -> Validation | None:
+    """The tasks to validate on; None: the data's own validation problems. Raises ConfigError."""
+    if not cfg.val_tasks and cfg.val_data_dir is None:
+        return None
+    from reasonrl.eval.validation import validation_of
+
+    cfg.val_tasks = [  # a run may be resumed from elsewhere
+        str(Path(name).expanduser().absolute()) if name.endswith((".yaml", ".yml")) else name for name in cfg.val_tasks
+    ]
+    if cfg.val_data_dir is not None:
+        cfg.val_data_dir = str(Path(cfg.val_data_dir).expanduser().absolute())
+    return validation_of(cfg)
 
 
 def check_name(name: str) -> None:
@@ -162,7 +178,7 @@ def prepare_resume(cfg: DictConfig, method: Method | None, changes: Mapping[str,
     check_own_prefixes(folder, saved)
     check_devices(saved)
     check_model(saved)
-    return Plan(saved, method, folder.path, resume_step=step)
+    return Plan(saved, method, folder.path, resume_step=step, validation=validation_of(saved))
 
 
 RESUMABLE = ("steps", "save_every", "validate_every", "keep_checkpoints", "ray_address")

@@ -42,7 +42,7 @@ class Planned:
 
 
 class Engine:
-    """`llm_client` and `verifier`. Answers number k writes `answers(k)`; a text is right when it ends in 4."""
+    """`llm_client` and judge. Answers number k writes `answers(k)`; a text is right when it ends in 4."""
 
     def __init__(self, answers: Callable[[int], list[int]] = lambda k: [4, END], order: Sequence[int] = ()) -> None:
         self.answers, self.order = answers, list(order)
@@ -60,9 +60,11 @@ class Engine:
             token_ids=ids, log_probs=logprobs, stop_reason="completed", extra_fields={"global_steps": 6}
         )
 
-    async def verify(self, text: str, answer: str) -> Any:
+    async def judge(self, text: str, problem: Problem, *, validate: bool) -> Any:
         self.texts.append(text)
-        return SimpleNamespace(correct=text.endswith(answer), status="ok", extracted=text.split()[-1] if text else None)
+        return SimpleNamespace(
+            correct=text.endswith(problem.answer), status="ok", extracted=text.split()[-1] if text else None
+        )
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         assert skip_special_tokens
@@ -75,7 +77,7 @@ def worker(engine: Engine, plan: Plan | int = 2, **fields: Any) -> Any:
         **{
             "method": Method("mine", prefix=prefix),
             "llm_client": engine,
-            "verifier": engine,
+            "judge": engine.judge,
             "tokenizer": engine,
             "rollout_config": SimpleNamespace(val_kwargs=SimpleNamespace(n=3)),
             "seed": 11,

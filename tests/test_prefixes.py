@@ -564,7 +564,7 @@ def built(made: Plan) -> tuple[RunFolder, dict[str, str], Any]:
 
 
 def dataset(made: Plan, parquet: str, tokenizer: Any) -> ProblemDataset:
-    own = {"prompt": made.cfg.prompt, "overlong": "drop"}
+    own = {"prompt": made.cfg.prompt, "overlong": "drop", "prompts": {}}
     config = OmegaConf.create({"max_prompt_length": made.cfg.max_prompt_tokens, "reasonrl": own})
     return ProblemDataset([parquet], tokenizer, config)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,31 +73,35 @@ def prepare(items: Stream, out: Path, *, split: str) -> Report:
     """
     drops = Drops()
     kept, wrong = _without_wrong_traces(list(_unique(items, drops)))
-    rows = [_row(item, index, split) for index, item in enumerate(kept)]
-    if not rows:
+    if not kept:
         raise DataError(_nothing_left(split, out, drops))
-    sha256 = _rows_sha256(rows)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(_metadata(sha256)))
-    _write_atomically(out, lambda path: pq.write_table(table, path, compression="zstd"))
-    with_steps = sum(bool(row["extra_info"]["steps"]) for row in rows)
-    return Report(
-        out,
-        len(rows),
-        sha256,
-        dict(drops.counts),
-        tuple(drops.examples),
-        with_steps,
-        len(wrong),
-        tuple(wrong[:EXAMPLES]),
+    return replace(
+        write_items(kept, out, split=split),
+        dropped=dict(drops.counts),
+        examples=tuple(drops.examples),
+        traces_dropped=len(wrong),
+        trace_examples=tuple(wrong[:EXAMPLES]),
     )
 
 
-def build(cfg: Mapping[str, Any] | DataConfig, folder: Path) -> dict[str, Report]:
+def write_items(items: Sequence[Item], out: Path, *, split: str) -> Report:
+    """Write `items` as they are, without looking at them. Raises DataError."""
+    rows = [_row(item, index, split) for index, item in enumerate(items)]
+    sha256 = _rows_sha256(rows)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(_metadata(sha256)))
+    _write_atomically(out, lambda path: pq.write_table(table, path, compression="zstd"))
+    return Report(out, len(rows), sha256, with_steps=sum(bool(row["extra_info"]["steps"]) for row in rows))
+
+
+def build(
+    cfg: Mapping[str, Any] | DataConfig, folder: Path, *, instead: Sequence[Item] | None = None
+) -> dict[str, Report]:
     """Make `train.parquet` and `val.parquet` in `folder` from the `data` node of a configuration.
 
     No problem is in both: training rows that ask a validation question are dropped and counted. With `val_split: null`
     `val_size` training problems are held out. `source: verl` takes ready files as they are, but for their steps where
-    `steps` or `steps_field` is given. Raises DataError.
+    `steps` or `steps_field` is given. instead: validation problems from elsewhere, of which no file is made here; those of
+    the data are then left alone. Raises DataError.
     """
     config = cfg if isinstance(cfg, DataConfig) else data_from_config(cfg)
     try:
@@ -105,12 +109,15 @@ def build(cfg: Mapping[str, Any] | DataConfig, folder: Path) -> dict[str, Report
     except OSError as error:
         raise DataError(f"cannot make the folder {folder} ({error.strerror}): choose another out=") from error
     if config.source == "verl":
-        return _ready(config, folder)
-    _check_validation(config)
+        return _ready(config, folder, ("train", "val") if instead is None else ("train",))
+    if instead is None:
+        _check_validation(config)
     train_drops, val_drops = Drops(), Drops()
     train = list(_unique(sources.items(config, config.train_split, config.size), train_drops))
     train = _of_levels(train, config, train_drops)
-    if config.val_split is None:
+    if instead is not None:
+        train, val = _without(train, list(instead), train_drops), []
+    elif config.val_split is None:
         if not train:
             raise DataError(_nothing_left("train", folder / "train.parquet", train_drops))
         train, val = _held_out(train, config)
@@ -119,10 +126,10 @@ def build(cfg: Mapping[str, Any] | DataConfig, folder: Path) -> dict[str, Report
         val = _subsample(_of_levels(val, config, val_drops), config.val_size, config.seed)
         train = _without(train, val, train_drops)
     train = _subsample(train, config.size, config.seed)
-    return {
-        "train": _reported(train, folder / "train.parquet", "train", train_drops),
-        "val": _reported(val, folder / "val.parquet", "val", val_drops),
-    }
+    reports = {"train": _reported(train, folder / "train.parquet", "train", train_drops)}
+    if instead is None:
+        reports["val"] = _reported(val, folder / "val.parquet", "val", val_drops)
+    return reports
 
 
 def problem_id(item: Item) -> str:
@@ -306,7 +313,7 @@ def _reported(items: list[Item], out: Path, split: str, drops: Drops) -> Report:
     return replace(report, dropped=dict(drops.counts), examples=tuple(drops.examples))
 
 
-def _ready(config: DataConfig, folder: Path) -> dict[str, Report]:
+def _ready(config: DataConfig, folder: Path, splits: Collection[str]) -> dict[str, Report]:
     """Files that are in verl's schema already: checked, then copied unchanged, or with their solutions cut into steps."""
     from reasonrl.data.problems import validate
     from reasonrl.data.readers import split_files
@@ -317,6 +324,8 @@ def _ready(config: DataConfig, folder: Path) -> dict[str, Report]:
         ("val", config.val_path, config.val_split),
     ):
         source = given or config.path
+        if split not in splits:
+            continue
         if source is None or wanted is None:
             raise DataError(f"source=verl needs files: path=<train.parquet or folder> and val_path=... for {split}")
         path = Path(source).expanduser()

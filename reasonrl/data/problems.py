@@ -54,17 +54,19 @@ def load(
     overlong: Literal["drop", "error"] = "drop",
     solutions: bool = True,
     prefixes: Path | None = None,
+    prompts: Mapping[str, Prompt] | None = None,
 ) -> Loaded:
     """Read and tokenise. Steps are tokenised one by one, without special tokens, so that a hint ends at a step.
 
     `Problem.stored_prefix`, one array a paragraph, comes from the store `prefixes`, joined by problem id and never as
     long as the sample it was cut from; without a store, from a column `extra_info.stored_prefix` (texts).
+    prompts: of sources that have one of their own.
     `solutions=False` skips steps and prefixes, for callers that read neither. Raises DataError for a bad file, a store
     of other data, or when every prompt is too long.
     """
     rows = list(_rows(Path(parquet)))
-    prompts = prompt.encode_many([row.question for row in rows], tokenizer)
-    lengths = [len(ids) for ids in prompts]
+    encoded = _encoded(rows, prompt, prompts or {}, tokenizer)
+    lengths = [len(ids) for ids in encoded]
     kept = [i for i, length in enumerate(lengths) if length <= max_prompt_tokens]
     _check_lengths(Path(parquet), rows, lengths, max_prompt_tokens, bool(kept), overlong)
     stored = _joined(prefixes, [rows[i] for i in kept])
@@ -74,7 +76,7 @@ def load(
     problems = [
         Problem(
             id=rows[i].id,
-            prompt_ids=prompts[i],  # type: ignore[arg-type]
+            prompt_ids=encoded[i],  # type: ignore[arg-type]
             answer=rows[i].answer,
             solution_steps=tuple(next(ids) for _ in steps),
             stored_prefix=_shorter_than_sample([next(ids) for _ in prefix], rows[i].id, stored),
@@ -91,6 +93,16 @@ def load(
         len(rows) - len(kept),
         max(lengths),
     )
+
+
+def _encoded(rows: Sequence[_Row], prompt: Prompt, prompts: Mapping[str, Prompt], tokenizer: Any) -> list[list[int]]:
+    encoded: list[list[int]] = [[] for _ in rows]
+    for source in dict.fromkeys(row.source for row in rows):
+        places = [i for i, row in enumerate(rows) if row.source == source]
+        questions = [rows[i].question for i in places]
+        for i, ids in zip(places, prompts.get(source, prompt).encode_many(questions, tokenizer), strict=True):
+            encoded[i] = ids
+    return encoded
 
 
 def validate(parquet: Path) -> int:

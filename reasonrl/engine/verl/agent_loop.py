@@ -11,7 +11,8 @@ import base64
 import hashlib
 import pickle
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from reasonrl.core import Method, Problem, Request, Rollout, View, plan_rng
+from reasonrl.engine.validation import Judge, Judged
 from reasonrl.engine.verl.batch import NO_PREFIX, RECORD, Row, to_row
 from reasonrl.engine.verl.names import ROLLOUT_NAME
 from reasonrl.engine.verl.plugin import registered
@@ -91,6 +93,9 @@ class ReasonWorker(BaseWorker):
         own = self.config.reasonrl
         self.method: Method = unpack(own.method)
         self.verifier = Verifier(VerifyConfig(**unpack(own.verify)))
+        self.judges: dict[str, Callable[[], Judge]] = unpack(own.judges)  # of the tasks that are validated on
+        self.judging: dict[str, Judge] = {}  # those at work
+        self.judged: Counter[str] = Counter()  # their verdicts, by status
         self.seed, self.total_steps = int(own.seed), int(own.total_steps)
         self.min_new_tokens = int(own.min_new_tokens)
         self.max_new_tokens = int(self.rollout_config.response_length)
@@ -109,8 +114,19 @@ class ReasonWorker(BaseWorker):
         """Answers while the process lives."""
 
     async def verify_counts(self) -> dict[str, int]:
-        """Counts of the verifier since the last call."""
-        return self.verifier.take_counts()
+        """Counts of the verifier, and of the tasks' judges, since the last call."""
+        judged, self.judged = self.judged, Counter()
+        return {name: count + judged[name] for name, count in self.verifier.take_counts().items()}
+
+    async def judge(self, text: str, problem: Problem, *, validate: bool) -> Judged:
+        """The word on a text: the verifier's, or in validation that of the problem's task."""
+        if not validate or problem.source not in self.judges:
+            return await self.verifier.verify(text, problem.answer)
+        if problem.source not in self.judging:
+            self.judging[problem.source] = self.judges[problem.source]()
+        verdict = await asyncio.wrap_future(self.judging[problem.source](problem.id, problem.answer, text))
+        self.judged.update(("checked", verdict.status))
+        return verdict
 
     async def generate_sequences(self, batch: Any) -> None:
         if self.deterministic:
@@ -293,7 +309,7 @@ class ProblemRun:
             [*prefix.token_ids.tolist(), *output.token_ids] if prefix.scored else output.token_ids,
             skip_special_tokens=True,
         )
-        verdict = await worker.verifier.verify(text, self.problem.answer)
+        verdict = await worker.judge(text, self.problem, validate=self.validate)
         self.seconds["generate"] = max(self.seconds["generate"], generated - started)
         self.seconds["verify"] += time.perf_counter() - generated
         rollout = Rollout(

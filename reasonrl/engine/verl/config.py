@@ -311,8 +311,12 @@ def verl_config(
     run_folder: Path,
     own: Mapping[str, Any],
     resume_from: Path | None = None,
+    prompts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> DictConfig:
-    """The complete configuration for verl; `own` becomes its top-level node `reasonrl`. Raises ConfigError."""
+    """The complete configuration for verl; `own` becomes its top-level node `reasonrl`. Raises ConfigError.
+
+    prompts: of sources that have one of their own, each as the `prompt` group has it.
+    """
     config = verl_defaults()
     overrides = check_overrides(OmegaConf.to_container(cfg.verl, resolve=True), config)  # type: ignore[arg-type]
     refuse_conflicts(cfg, method, overrides)
@@ -331,6 +335,7 @@ def verl_config(
         config.data.reasonrl = {
             "prompt": OmegaConf.to_container(cfg.prompt, resolve=True),
             "overlong": cfg.data.get("overlong", "drop"),
+            "prompts": {source: dict(prompt) for source, prompt in (prompts or {}).items()},
         }
     return config
 

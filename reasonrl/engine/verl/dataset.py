@@ -26,6 +26,7 @@ class ProblemDataset(Dataset):
             max_prompt_tokens=config.max_prompt_length,
             overlong=config.reasonrl.overlong,
             prefixes=beside(path),
+            prompts={source: prompt_from_config(node) for source, node in config.reasonrl.prompts.items()},
         )
         self.places = {problem.id: place for place, problem in enumerate(self.loaded.problems)}
         self.problems = self.loaded.problems if max_samples < 0 else self.loaded.problems[:max_samples]

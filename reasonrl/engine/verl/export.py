@@ -6,6 +6,7 @@ publishing the folder by a rename, so that a killed export leaves nothing that l
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
@@ -52,21 +53,39 @@ def locate(path: Path) -> tuple[RunFolder, int]:
 def export(checkpoint: Path, out: Path | None = None) -> Path:
     """Merge the shards of a checkpoint into `out` in Hugging Face format and return it; a finished one is reused.
 
+    Of several processes that want the same folder one merges, the others wait for it.
     Raises ConfigError for a checkpoint that is incomplete, changed, or not this run's own.
     """
     folder, step = locate(checkpoint)
     source = folder.checkpoint(step)
     out = (out or source / "huggingface").absolute()
     stamp = json.dumps({"run": folder.path.name, "step": step, "checkpoint": fingerprint(source / COMPLETE)})
-    if out.exists():
-        if (out / STAMP).is_file() and (out / STAMP).read_text() == stamp:
-            return out
-        raise ConfigError(f"{out} exists and does not hold step {step} of {folder.path.name}: give another folder")
+    if finished(out, stamp, step, folder):
+        return out
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        lock = out.with_name(f".{out.name}.lock").open("w")
     except OSError as error:
         raise ConfigError(f"cannot make the folder {out.parent} ({error.strerror}): give another one") from error
-    folder.verify_checkpoint(step)
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished(out, stamp, step, folder):
+            folder.verify_checkpoint(step)
+            merge(source, out, stamp)
+    return out
+
+
+def finished(out: Path, stamp: str, step: int, folder: RunFolder) -> bool:
+    """Whether `out` holds this export. Raises ConfigError when it holds something else."""
+    if not out.exists():
+        return False
+    if (out / STAMP).is_file() and (out / STAMP).read_text() == stamp:
+        return True
+    raise ConfigError(f"{out} exists and does not hold step {step} of {folder.path.name}: give another folder")
+
+
+def merge(source: Path, out: Path, stamp: str) -> None:
+    """Merge beside `out`, then rename."""
     from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
@@ -85,4 +104,3 @@ def export(checkpoint: Path, out: Path | None = None) -> Path:
     merger.cleanup()
     (scratch / STAMP).write_text(stamp)
     scratch.replace(out)
-    return out

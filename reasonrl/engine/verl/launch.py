@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from reasonrl.engine.prm import Scorer
     from reasonrl.train import Plan
 
+VAL_TASKS = "val_tasks.json"  # beside the validation file, in a run that validates on tasks
 LOGICAL_CPUS = 64  # Ray's count for scheduling, not cores: verl's small actors each claim one
 
 
@@ -44,7 +46,8 @@ def launch(plan: Plan, folder: RunFolder, console: Console) -> None:
     folder.first_checkpoint = max(checkpoint_bytes(plan.cfg), 64 << 20)
     require_space(folder.path, folder.first_checkpoint)
     tokenizer = load_tokenizer(plan.cfg)
-    data = build_data(plan, folder, tokenizer, console)
+    prompts = plan.validation.prompts(tokenizer) if plan.validation else {}
+    data = build_data(plan, folder, tokenizer, console, prompts)
     scorer = process_reward_model(plan, folder, tokenizer, console)
     prepare_environment(plan.cfg, folder)
     if plan.cfg.engine.device != "cpu" and attention(plan.cfg) == "sdpa":
@@ -53,7 +56,7 @@ def launch(plan: Plan, folder: RunFolder, console: Console) -> None:
         )
     console.print("starting Ray, the model and the rollout engine ...", highlight=False)
     with quiet(folder.path / "log.txt"), ray_cluster(plan.cfg):
-        config = final_config(plan, folder, tokenizer, data)
+        config = final_config(plan, folder, tokenizer, data, prompts)
         folder.decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         state = folder.state(plan.resume_step) if plan.resume_step else None
         with trainer_on(config, plan, folder, state, scorer) as trainer:
@@ -63,7 +66,9 @@ def launch(plan: Plan, folder: RunFolder, console: Console) -> None:
                 trainer.fit(manager)
 
 
-def final_config(plan: Plan, folder: RunFolder, tokenizer: Any, data: dict[str, str]) -> Any:
+def final_config(
+    plan: Plan, folder: RunFolder, tokenizer: Any, data: dict[str, str], prompts: Mapping[str, Mapping[str, Any]]
+) -> Any:
     """verl's configuration of this run, checked by us and by verl; a new run's config.yaml and provenance.json."""
     from reasonrl.engine.verl.config import verl_config
     from reasonrl.engine.verl.plugin import expected, register, registered
@@ -80,6 +85,7 @@ def final_config(plan: Plan, folder: RunFolder, tokenizer: Any, data: dict[str, 
         run_folder=folder.path,
         own=own_settings(plan),
         resume_from=folder.checkpoint(step) if step else None,
+        prompts=prompts,
     )
     check_with_verl(config)
     OmegaConf.resolve(config)
@@ -98,6 +104,7 @@ def own_settings(plan: Plan) -> dict[str, Any]:
     return {
         "method": pack(plan.method),
         "verify": pack(OmegaConf.to_container(cfg.verify, resolve=True)),
+        "judges": pack(plan.validation.judges() if plan.validation else {}),
         "seed": cfg.seed,
         "total_steps": cfg.steps,
         "min_new_tokens": cfg.min_new_tokens,
@@ -196,8 +203,17 @@ def require_packages(cfg: Any) -> None:
             raise ConfigError(f"this run needs {package}, which is not installed: pip install '{install}'")
 
 
-def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) -> dict[str, str]:
-    """Prepare the parquet files in the run folder (or reuse them on resume) and load them once, to fail early."""
+def build_data(
+    plan: Plan,
+    folder: RunFolder,
+    tokenizer: Any,
+    console: Console,
+    prompts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, str]:
+    """Prepare the parquet files in the run folder (or reuse them on resume) and load them once, to fail early.
+
+    prompts: of sources that have one of their own. Raises ConfigError.
+    """
     from reasonrl.data.prepare import build
     from reasonrl.data.problems import load
     from reasonrl.data.prompts import prompt_from_config
@@ -207,7 +223,10 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
     files = {split: folder.path / "data" / f"{split}.parquet" for split in ("train", "val")}
     try:
         if not all(file.is_file() for file in files.values()):
-            for split, report in build(cfg.data, folder.path / "data").items():
+            instead = plan.validation.items() if plan.validation else None
+            if plan.validation:
+                write_tasks(plan.validation.write(files["val"]), files["val"], console)
+            for split, report in build(cfg.data, folder.path / "data", instead=instead).items():
                 drops = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
                 wrong = f"; {report.traces_dropped} without their solution, which states a wrong answer"
                 console.print(
@@ -225,6 +244,7 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
                 tokenizer,
                 max_prompt_tokens=cfg.max_prompt_tokens,
                 overlong=cfg.data.get("overlong", "drop"),
+                prompts={source: prompt_from_config(each) for source, each in (prompts or {}).items()},
             )
             if loaded.dropped_too_long:
                 console.print(
@@ -244,6 +264,13 @@ def build_data(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) 
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
     return {split: str(file) for split, file in files.items()}
+
+
+def write_tasks(tasks: Mapping[str, Any], file: Path, console: Console) -> None:
+    """What the run validates on, beside its validation file."""
+    write_text(file.with_name(VAL_TASKS), json.dumps(tasks, indent=1))
+    for source, facts in tasks.items():
+        console.print(f"validation on {source}: {facts['problems']} problems of {facts['origin']}", highlight=False)
 
 
 def process_reward_model(plan: Plan, folder: RunFolder, tokenizer: Any, console: Console) -> Scorer | None:
@@ -460,18 +487,18 @@ def check_with_verl(config: Any) -> None:
 
 def start_records(plan: Plan, folder: RunFolder, tokenizer: Any, data: dict[str, str], seams: str) -> None:
     """config.yaml and provenance.json, before the first step."""
-    import json
-
     from reasonrl.data.prefixes import beside, file_sha256, read_facts
     from reasonrl.data.prompts import chat_template_hash, prompt_from_config
 
     store = beside(Path(data["train"]))
+    tasks = Path(data["val"]).with_name(VAL_TASKS)
     facts = provenance(
         seed=plan.cfg.seed,
         method={"name": plan.method.name, "parts": {slot: repr(part) for slot, part in plan.method.parts.items()}},
         data={split: file_fingerprint(Path(file)) for split, file in data.items()},
         prompt={"hash": prompt_from_config(plan.cfg.prompt).hash, "chat_template": chat_template_hash(tokenizer)},
         **({"prefixes": {"sha256": file_sha256(store), **asdict(read_facts(store))}} if store else {}),
+        **({"validation": json.loads(tasks.read_text())} if tasks.is_file() else {}),
         verl_seams=seams,
         tracker_id=folder.tracker_id(),
     )

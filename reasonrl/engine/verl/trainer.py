@@ -308,7 +308,7 @@ class ReasonTrainer(PPOTrainerSync):
         self, data_sources: Any, sample_uids: Any, infos: dict[str, list], sample_turns: Any, **kwargs: Any
     ) -> dict[str, float]:
         expected = sum((kwargs.get("expected_acc_counts") or {}).values())
-        ours = validation_metrics(infos, sample_uids, expected)
+        ours = validation_metrics(infos, sample_uids, expected) | accuracy_by_source(infos, data_sources)
         verls = {name: values for name, values in infos.items() if name in ("reward", "acc")}
         return super()._val_metrics_update(data_sources, sample_uids, verls, sample_turns, **kwargs) | ours
 
@@ -342,6 +342,18 @@ class ReasonTrainer(PPOTrainerSync):
 def first_groups(credit: Credit, count: int) -> Credit:
     """Credit of the groups whose rows are in the batch; dropped ones come after them and have none."""
     return replace(credit, rewards=credit.rewards[:count], advantages=credit.advantages[:count])
+
+
+def accuracy_by_source(infos: dict[str, list], sources: Sequence[str]) -> dict[str, float]:
+    """`val/<source>/acc` of the answers that came, where they are of several sources."""
+    acc = np.array([np.nan if a is None else float(a) for a in infos.get("acc", [])])
+    names = np.asarray(sources)
+    if len(set(sources)) < 2 or acc.shape != names.shape:
+        return {}
+    means = {name: acc[(names == name) & ~np.isnan(acc)] for name in sorted(set(sources))}
+    return {
+        f"val/{name.removeprefix('eval/')}/acc": float(values.mean()) for name, values in means.items() if values.size
+    }
 
 
 def validation_metrics(infos: dict[str, list], uids: Sequence[str], expected: int = 0) -> dict[str, float]:
