@@ -15,7 +15,7 @@ METHOD ?= deepcompress
 MODEL ?= qwen2_5_0_5b_instruct
 ARGS ?=
 # Where the docs' blocks run with few steps.
-DOCS := README.md docs/add_a_method.md
+DOCS := README.md docs/add_a_method.md docs/eval.md
 
 PIP = $(BIN)/python -m pip
 # Its date says when the development tools of pyproject.toml were installed. Not the file of a tool: other packages bring some.

@@ -26,6 +26,7 @@ Cell = Callable[[str, "tuple[str, str] | None", "str | None"], str]
 
 OURS = "ours"
 NEAREST = "→"
+WIDE = 6  # columns
 COMPARED = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "max_context", "limit", "verify")
 
 
@@ -293,6 +294,8 @@ def suite_table(results: Mapping[str, Any], suite: Suite, baseline: Mapping[str,
         ", then mean tokens" if suite.lengths else ""
     )
     table: Table = narrow(title(suite), headings(suite), [under, *legend(suite, results, baseline, row)])
+    if len(table.columns) < WIDE:
+        table.columns[0].min_width = 40  # what stands below wraps where the table ends
     label = f"{OURS}: {results['model']['name']}"
     ours = _cells(suite, measured(suite, results, baseline), in_lines)
     table.add_row(Text(label, style="bold"), *map(Text, ours))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from reasonrl.eval.settings import Resolved, read_protocol, read_settings, resol
 from reasonrl.eval.suites import read_suite
 from reasonrl.eval.tasks import load_task, task_names
 
+protocol_of, task_of = functools.cache(read_protocol), functools.cache(load_task)
 CONF = Path(__file__).parents[1] / "conf" / "protocol"
 SHARED = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "max_context")
 # of the papers and their repositories, n to max_context as in SHARED; then the checker
@@ -38,7 +40,7 @@ PAPERS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def resolved(protocol: str, task: str, **given: Any) -> Resolved:
-    return resolve(load_task(task), read_protocol(protocol), given)
+    return resolve(task_of(task), protocol_of(protocol), given)
 
 
 @pytest.mark.parametrize(("protocol", "task"), [(name, task) for name, tasks in PAPERS.items() for task in tasks])
@@ -65,7 +67,7 @@ def test_every_value_says_where_it_comes_from(name) -> None:
 @pytest.mark.parametrize("task", task_names())
 def test_any_task_can_be_put_under_any_protocol(protocol, task) -> None:
     found = resolved(protocol, task)
-    known = load_task(task)
+    known = task_of(task)
     if known.kind != "answer":  # options and instructions are not asked and read as mathematics is
         assert (found.verify, found.prompt, found.chat_prompt, found.base_prompt) == (known.verify, None, None, None)
     verify_config(found, 1)
@@ -74,10 +76,8 @@ def test_any_task_can_be_put_under_any_protocol(protocol, task) -> None:
 def test_a_thinking_gate_of_training_does_not_count_where_the_paper_has_none() -> None:
     own = {"prompt": "run:orz", "verify.answer_after": "last_think"}
     for name in ("deepcompress", "pace"):
-        assert resolve(load_task("math500"), read_protocol(name), {}, own).verify_options == {"answer_after": "none"}
-    assert resolve(load_task("math500"), read_protocol("seele"), {}, own).verify_options == {
-        "answer_after": "last_think"
-    }
+        assert resolve(task_of("math500"), protocol_of(name), {}, own).verify_options == {"answer_after": "none"}
+    assert resolve(task_of("math500"), protocol_of("seele"), {}, own).verify_options == {"answer_after": "last_think"}
 
 
 def test_what_a_person_says_wins_over_a_protocol() -> None:
@@ -87,7 +87,7 @@ def test_what_a_person_says_wins_over_a_protocol() -> None:
 
 
 def test_a_protocol_speaks_of_a_task_of_another_kind_by_its_name() -> None:
-    task = load_task("gpqa_diamond")
+    task = task_of("gpqa_diamond")
     protocol = {"verify": "mathruler", "prompt": "boxed", "verify.answer_after": "last_think", "n": 1}
     found = resolve(task, protocol, {})
     assert (found.verify, found.prompt, found.verify_options) == ("choice", None, {"answer_after": "last_think"})
@@ -99,8 +99,8 @@ def test_a_protocol_speaks_of_a_task_of_another_kind_by_its_name() -> None:
 
 
 def prompt_of(protocol: str | None, template: str | None, given: dict[str, Any] | None = None, own: Any = None) -> str:
-    task = load_task("math500")
-    settings = resolve(task, read_protocol(protocol) if protocol else None, given or {}, own)
+    task = task_of("math500")
+    settings = resolve(task, protocol_of(protocol) if protocol else None, given or {}, own)
     model = EvalModel("m", "m", prompt=Prompt("own", "text", "{question}"))
     return chosen_prompt(task, settings, model, SimpleNamespace(chat_template=template)).name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -39,6 +40,7 @@ from reasonrl.eval.tasks import load_task
 from reasonrl.runs import provenance
 
 NAMES = options("suite")
+suite_of = functools.cache(read_suite)
 ROUNDED = 0.05 + 1e-9  # printed with one decimal
 
 
@@ -46,7 +48,7 @@ ROUNDED = 0.05 + 1e-9  # printed with one decimal
 
 
 def rows_of(name: str, group: str | None = None) -> list[tuple[Suite, Any]]:
-    suite = read_suite(name)
+    suite = suite_of(name)
     return [(suite, row) for row in suite.rows if group in (None, row.group)]
 
 
@@ -82,7 +84,7 @@ def test_deepcompress_saves_what_its_figure_says_rounded_not_cut() -> None:
     assert saved["DeepCompress-Zero-3B"] == pytest.approx(57.984, abs=1e-3)
     assert saved["DeepCompress-Zero-7B"] == pytest.approx(16.665, abs=1e-3)
     assert saved["DeepMath-Zero-3B"] is None
-    text = suite_markdown(results(), read_suite("deepcompress"))
+    text = suite_markdown(results(), suite_of("deepcompress"))
     assert "| 36.6 / 3,841 | 58.0 |" in text
     assert "| 48.7 / 4,441 | 16.7 |" in text
 
@@ -101,7 +103,7 @@ def test_how_much_is_copied() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_suite_has_known_tasks_and_a_protocol(name) -> None:
-    suite = read_suite(name)
+    suite = suite_of(name)
     assert [load_task(task).name for task in suite.tasks] == list(suite.tasks)
     assert suite.protocol
     assert suite.title
@@ -129,7 +131,7 @@ PACE = {
 
 
 def test_ours_are_a_mean_of_the_sets_and_tokens_saved_against_a_baseline() -> None:
-    suite = read_suite("pace")
+    suite = suite_of("pace")
     before = results("before", **{name: task(0.5, 6400.0) for name in PACE})
     found = measured(suite, results(**PACE), before)
     assert found.averages == [pytest.approx(100 * (0.5 + 0.4 + 0.9 + 0.95) / 4)]
@@ -139,7 +141,7 @@ def test_ours_are_a_mean_of_the_sets_and_tokens_saved_against_a_baseline() -> No
 
 
 def test_a_missing_task_is_a_dash_and_its_average_is_not_printed() -> None:
-    suite = read_suite("seele")
+    suite = suite_of("seele")
     there = {name: task(0.5) for name in suite.tasks if name != "gpqa_diamond"}
     found = measured(suite, results(**there))
     assert found.accuracy[suite.tasks.index("gpqa_diamond")] is None
@@ -152,13 +154,13 @@ def test_a_missing_task_is_a_dash_and_its_average_is_not_printed() -> None:
 
 def test_the_table_says_what_was_not_done_as_the_protocol_says() -> None:
     sampled = {**PACE, "gsm8k": task(0.95, 300.0, n=4, temperature=0.6, max_new_tokens=30000, limit=8, top_k=-1)}
-    text = suite_markdown(results(**sampled), read_suite("pace"))
+    text = suite_markdown(results(**sampled), suite_of("pace"))
     assert "- gsm8k: n 4 (protocol: 16), limit 8 (protocol: None)\n" in text
     assert "math500: n" not in text
 
 
 def test_the_table_says_how_to_get_what_it_lacks() -> None:
-    suite = read_suite("pace")
+    suite = suite_of("pace")
     assert "- TR of ours: baseline=<folder of the model before" in suite_markdown(results(**PACE), suite)
     text = suite_markdown(results(**PACE), suite, results("before", gsm8k=task(0.5)))
     assert "- TR of ours: against before\n" in text
@@ -175,14 +177,14 @@ def test_the_table_says_how_to_get_what_it_lacks() -> None:
     ],
 )
 def test_the_published_row_of_the_model_is_marked(model, path, row) -> None:
-    suite = read_suite("pace")
+    suite = suite_of("pace")
     found = nearest_row(suite, results(model, path, **PACE))
     assert (found and (found.group, found.name)) == row
     assert ("| → Vanilla |" in suite_markdown(results(model, path, **PACE), suite)) is (row is not None)
 
 
 def test_of_several_names_the_same_one_counts_then_the_longest() -> None:
-    suite = read_suite("deepcompress")
+    suite = suite_of("deepcompress")
     assert nearest_row(suite, results("Qwen2.5-3B-Instruct")).name == "Qwen2.5-3B-Instruct"
     assert nearest_row(suite, results("Qwen2.5-3B-Instruct-mine")).name == "Qwen2.5-3B-Instruct"
     assert nearest_row(suite, results("qwen2_5_3b", "Qwen/Qwen2.5-3B")).name == "Qwen2.5-3B"
@@ -199,7 +201,7 @@ def shown(width: int, suite: Suite, *given: Any) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_stands_in_eighty_columns(name) -> None:
-    suite = read_suite(name)
+    suite = suite_of(name)
     ours = results("Qwen2.5-3B", **{each: task(0.512, 23456.0) for each in suite.tasks})
     text = shown(80, suite, ours)
     assert max(map(len, text.splitlines())) <= 80
@@ -214,7 +216,7 @@ def test_every_number_stands_in_eighty_columns(name) -> None:
 
 
 def test_the_interval_and_the_tokens_stand_under_an_accuracy() -> None:
-    lines = shown(120, read_suite("pace"), results(**PACE)).splitlines()
+    lines = shown(120, suite_of("pace"), results(**PACE)).splitlines()
     first = next(place for place, line in enumerate(lines) if line.startswith("ours: mine"))
     columns = [line.split() for line in lines[first : first + 4]]
     assert columns[0] == ["ours:", "mine", "50.0", "40.0", "90.0", "95.0", "68.8", "–"]
@@ -226,7 +228,7 @@ def test_the_interval_and_the_tokens_stand_under_an_accuracy() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_markdown_has_a_cell_for_every_heading(name) -> None:
-    suite = read_suite(name)
+    suite = suite_of(name)
     text = suite_markdown(results(**{each: task(0.5) for each in suite.tasks}), suite)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {len(headings(suite)) + 1}
@@ -244,7 +246,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_tasks_may_be_asked_for_one_by_one_in_the_suite_s_order() -> None:
-    suite = read_suite("pace")
+    suite = suite_of("pace")
     assert chosen_tasks(suite, None) == ["aime24", "aime25", "math500", "gsm8k"]
     assert chosen_tasks(suite, ("gsm8k", "aime25")) == ["aime25", "gsm8k"]
     with pytest.raises(ConfigError, match="suite pace has no task 'gsm8'; did you mean gsm8k"):
