@@ -14,6 +14,8 @@ STEPS ?=
 METHOD ?= deepcompress
 MODEL ?= qwen2_5_0_5b_instruct
 ARGS ?=
+# Processes that test; each takes up to 2 GB of memory.
+WORKERS ?= 2
 # Where the docs' blocks run with few steps.
 DOCS := README.md docs/add_a_method.md docs/eval.md
 
@@ -66,7 +68,7 @@ check: $(DEV) ## lint, format, types (seconds)
 	$(BIN)/mypy
 
 test: $(DEV) ## the tests, CPU only, at most 8 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(DEV) ## the long tests
 	$(BIN)/python -m pytest -m slow
