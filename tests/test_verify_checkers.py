@@ -3,10 +3,16 @@
 These run the libraries in this process: none of the answers here hangs. Hostile ones are in test_verify_pool.py.
 """
 
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reasonrl.verify import checkers
 from reasonrl.verify.checkers import CHECKERS, choice, either, exact, math_verify, mathruler, quick
+from reasonrl.verify.guards import contradicts, mathruler_normalizes, mathruler_reads, words
+from reasonrl.verify.tidy import tidy
 
 GOLDS = [
     *("5", "-3", "1234", "0", "1.5", "(1,2)", "[0,1)", "2,3", "x^2+1", "3R^2", "6+9i", "p - q", r"(-\infty, 4]"),
@@ -93,6 +99,136 @@ def test_the_hole_that_is_closed_is_really_there() -> None:
     from mathruler.grader import grade_answer
 
     assert grade_answer(r"5 \text{ or } 6", "5")  # when this fails, the guard in `mathruler` can go
+
+
+# answer, gold: what MathRuler says yes to although it is wrong
+MATHRULER_HOLES = [
+    ("3^{x}+1", "3^{x+1}"),
+    ("e^2x", "e^{2x}"),
+    (r"x+\frac{1}{2}", r"\frac{x+1}{2}"),
+    (r"\frac{1}{2}x", r"\frac{1}{2x}"),
+    (r"\frac{3}{4}5", r"\frac{3}{45}"),
+    ("a_{n}+1", "a_{n+1}"),
+    (r"2\sqrt[3]{3}", r"2\sqrt{3}"),
+    ("0.3", r"0.\overline{3}"),
+    ("x", r"\cot x"),
+    ("62", r"\binom{6}{2}"),
+    ("x3", r"x \ne 3"),
+    (r"-2\frac{3}{4}", r"-\frac{5}{4}"),
+    ("3 48", "348"),
+    ("2 3/4", r"\frac{23}{4}"),
+    ("y=5", "x=5"),
+    (r"\text{feet}", r"\text{inches}"),
+    (r"\text{Mon}", r"\text{Monday}"),
+    (r"5 \text{ million}", "5"),
+    (r"5 \text{ million}", r"5 \text{ dollars}"),
+    ("5", r"5 \text{ million}"),
+    (r"5 \text{ tenths}", "5"),
+    (r"24 \text{ cm or 25 cm}", r"24 \text{ cm}"),
+    (r"9^\frac{1}{2}", r"\frac{9}{2}"),
+    (r"\ne 5", "5"),
+    (r"4:30 \text{ a.m.}", r"4:30 \text{ p.m.}"),
+]
+MATH_VERIFY_HOLES = [
+    ("101_3", "101_2"),
+    (r"\neq 5", "5"),
+    (r"\le 5", "5"),
+    (r"x=6\land x=5", "5"),
+    (r"5\text{, 6}", "5"),
+    (r"5\text{ million}", "5"),
+    ("5", r"5\text{ million}"),
+    (r"4:30 \text{ a.m.}", r"4:30 \text{ p.m.}"),
+]
+
+
+@pytest.mark.parametrize(("extracted", "gold"), MATHRULER_HOLES)
+def test_a_hole_of_mathruler_is_there_and_closed(extracted: str, gold: str) -> None:
+    from mathruler.grader import grade_answer
+
+    assert grade_answer(extracted, gold)  # when this fails, its guard can go
+    assert not mathruler(extracted, gold)
+    assert not either(extracted, gold)
+
+
+@pytest.mark.parametrize(("extracted", "gold"), MATH_VERIFY_HOLES)
+def test_a_hole_of_math_verify_is_there_and_closed(extracted: str, gold: str) -> None:
+    from math_verify import parse, verify
+
+    parsed = [parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (gold, extracted)]
+    assert verify(*parsed, timeout_seconds=None)  # when this fails, its guard can go
+    assert not math_verify(extracted, gold)
+    assert not either(extracted, gold)
+
+
+@pytest.mark.parametrize(
+    ("extracted", "gold"),
+    [
+        (r"\frac{1}{2}", "0.5"),
+        (r"2 \sqrt{3}", r"2\sqrt{3}"),
+        (r"\frac{\sqrt{3}}{2}", r"\dfrac{\sqrt3}{2}"),
+        (r"\frac{\pi}{6}", r"\tfrac{\pi}{6}"),
+        ("1{,}234", "1234"),
+        (r"x^{2}", "x^2"),
+        (r"90^{\circ}", "90"),
+        (r"5 \text{ cm}^2", "5"),
+        (r"\text{(B)}", "B"),
+        (r"\text{Ada}", "ada"),
+        ("12 000", "12000"),
+        (r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+        (r"( 2^{n-1} )", r"\left(2^{n-1}\right)"),  # not read, but spelled alike
+    ],
+)
+def test_the_guards_leave_mathruler_what_it_is_good_at(extracted: str, gold: str) -> None:
+    assert mathruler(extracted, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "tidied"),
+    [
+        ("24°", r"24^\circ "),
+        (r"12\,000", "12 000"),
+        ("2√3", r"2\sqrt{3}"),
+        (r"\frac\pi2", r"\frac{\pi}{2}"),
+        (r"\dfrac{1}2", r"\dfrac{1}{2}"),
+        (r"\frac\pie", r"\frac\pie"),  # one command, unknown
+        ("1.25 million", r"1.25 \times 10^{6}"),
+        (r"6\text{ thousand}", r"6 \times 10^{3}"),
+        ("2 3/4", r"\left(2+\frac{3}{4}\right)"),
+        ("-2 3/4", r"-\left(2+\frac{3}{4}\right)"),
+        ("€24", "24"),
+        ("-£3.50", "-3.50"),
+        ("40 dollars", r"40 \text{ dollars}"),
+        ("7:05 am", r"7:05 \text{ am}"),
+        (r"2 \text{ and } 7", "2, 7"),
+        (r"2, \text{or} 7", "2, 7"),
+        (r"\mathbf{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\mathbf{1}\mathbf{2}", r"\mathbf{1}\mathbf{2}"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+        *((same, same) for same in ("40 xy", "40xy", "40 plus two", "40 cats and dogs", "3 x/y", "x = 5", "")),
+    ],
+)
+def test_tidying_rewrites_harmless_spellings_and_nothing_else(answer: str, tidied: str) -> None:
+    assert tidy(answer) == tidied
+    assert tidy(tidied) == tidied
+
+
+@given(st.text(alphabet=r"0123456789 abxyorand\{}$^_.,/()=√°€", max_size=40))
+def test_tidying_any_text_twice_is_tidying_it_once_or_harmless(text: str) -> None:
+    once = tidy(text)
+    assert len(once) <= 8 * len(text) + 40  # no blow-up
+    assert contradicts(text, text) is False
+    assert words(text) == words(text.strip())
+
+
+@pytest.mark.parametrize(
+    "repeated", ["24 ", r"\text{ or }", r"\frac", "{", r"\mathbf{", "1 000 ", "√", "a, ", "^{", r"\sqrt{"]
+)
+def test_the_rules_take_little_time_on_hostile_text(repeated: str) -> None:
+    """They run in a worker with a deadline; even so none may be exponential."""
+    text = repeated * (2_000 // len(repeated))
+    started = time.monotonic()
+    tidy(text), contradicts(text, "5"), words(text), mathruler_normalizes(text, "5"), mathruler_reads(text)
+    assert time.monotonic() - started < 1.0
 
 
 def test_a_gold_with_words_is_not_met_by_its_first_half() -> None:

@@ -63,7 +63,7 @@ def test_a_hanging_answer_is_killed_at_the_deadline_and_the_next_one_served(veri
     started = time.monotonic()
     verdict = verifier.submit(box(hostile), r"\frac{1}{3}").result(30)
     assert verdict == Verdict(False, hostile, "timeout", "no verdict in 1.5 s")
-    assert 1.4 < time.monotonic() - started < 8.0  # the deadline, pebble's tick, and a busy machine
+    assert 1.4 < time.monotonic() - started < 8.0  # the deadline, and a busy machine
     assert verifier.submit(box(r"\frac{2}{4}"), r"\frac12").result(30).correct
 
 

@@ -4,19 +4,16 @@ r"""Is this extracted answer the gold answer? Five checkers with one form: `(ext
 |---|---|
 | `exact` | the same text after white space is collapsed |
 | `choice` | the same option letter: `B`, `(b)`, `B) 12`, `\text{B}` |
-| `mathruler` | MathRuler's `grade_answer`, with the hole below closed |
+| `mathruler` | MathRuler's `grade_answer`, where it can read both sides |
 | `math_verify` | Math-Verify's `parse` and `verify`, its own timeouts off |
-| `either` | `mathruler`, and `math_verify` when that says no |
+| `either` | one of the two, also for the pair as `tidy.py` spells it |
 
 `mathruler` and `math_verify` may run for ever on hostile answers (Math-Verify needed its own 5 s alarm for power towers
 and nested integrals). Nothing here stops them: `pool.py` runs them in processes that it kills at a deadline. Their
 alarms stay off because `signal.alarm` fails outside the main thread and cancels alarms set by others.
 
-Two holes are closed here, through which one box could name several candidates:
-- MathRuler takes everything after `\text{ ` for a unit and drops it, so `5 \text{ or } 6` equals 5. Such a tail must
-  look like a unit, letters and at most an exponent; else MathRuler is not asked. The same goes for the gold.
-- Math-Verify drops `\text{...}` too: `5\text{, 6}` equals 5. Text with digits, commas or "or" is refused when the gold
-  has no text of its own.
+`guards.py` closes the holes of both libraries, through which a wrong answer would be right. `docs/verifiers.md` has the
+verdicts of all checkers on hundreds of perturbed answers.
 """
 
 import functools
@@ -24,15 +21,16 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 from importlib.util import find_spec
+from typing import Any
+
+from reasonrl.verify.guards import WRAPPER, contradicts, mathruler_normalizes, mathruler_reads, words
+from reasonrl.verify.tidy import tidy
 
 Checker = Callable[[str, str], bool]
 
-_UNIT_TAIL = re.compile(r"\s*\\text\{ (?P<words>[a-zA-Z ./-]*)\}\s*(?:\^\s*(?:\d|\{\s*-?\d\s*\}))?\s*")
 _CHOICE = re.compile(
     r"(?:(?:option|answer|choice)\s*)?\(?\s*([A-Z])\s*(?:\)|$|[.:](?:\s|$)).*", re.IGNORECASE | re.DOTALL
 )
-_WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathbf|mathrm|mathsf|mbox|bf)\s*\{([^{}]*)\}")
-_SEVERAL = re.compile(r"[\d,;]|\b(?:or|and|not|but|maybe)\b", re.IGNORECASE)
 _INTEGER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)")
 _DECIMAL = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?")
 
@@ -49,29 +47,33 @@ def choice(extracted: str, gold: str) -> bool:
 
 
 def mathruler(extracted: str, gold: str) -> bool:
-    r"""MathRuler's verdict; where a `\text{ ...}` tail is no unit, only the same text is right."""
+    """MathRuler's verdict on what it can read; the rest is compared as it spells it, words as words."""
     from mathruler.grader import grade_answer
 
-    if not (_tail_is_unit(extracted) and _tail_is_unit(gold)):
-        return exact(extracted, gold)
-    return bool(grade_answer(extracted, gold))
+    if contradicts(extracted, gold):
+        return False
+    if (wanted := words(gold)) is not None:
+        return words(extracted) == wanted
+    if _spelled_alike(extracted, gold):
+        return True
+    readable = mathruler_normalizes(extracted, gold) and mathruler_reads(extracted) and mathruler_reads(gold)
+    return readable and bool(grade_answer(extracted, gold))
 
 
 def math_verify(extracted: str, gold: str) -> bool:
     """Math-Verify's verdict. Not commutative: the gold comes first in its `verify`."""
-    from math_verify import parse, verify
+    from math_verify import verify
 
-    if _text_names_several(extracted) and not _WRAPPER.search(gold):
+    if contradicts(extracted, gold):
         return False
     # In a box, `5?` and "the answer is 5" are not read as 5; between dollars they would be (measured, 0.9.0).
-    parsed_gold = parse(rf"\boxed{{{gold}}}", parsing_timeout=None)
-    parsed = parse(rf"\boxed{{{extracted}}}", parsing_timeout=None)
-    return bool(verify(parsed_gold, parsed, timeout_seconds=None))
+    return bool(verify(_parsed(gold), _parsed(extracted), timeout_seconds=None))
 
 
 def either(extracted: str, gold: str) -> bool:
-    """Right for MathRuler or, failing that, for Math-Verify."""
-    return mathruler(extracted, gold) or math_verify(extracted, gold)
+    """Right for one of the two libraries, as it stands or tidied. The cheapest is asked first."""
+    pairs = dict.fromkeys(((extracted, gold), (tidy(extracted), tidy(gold))))
+    return any(_spelled_alike(*pair) or math_verify(*pair) or mathruler(*pair) for pair in pairs)
 
 
 CHECKERS: dict[str, Checker] = {
@@ -112,21 +114,24 @@ def _number(text: str) -> Fraction:
     return Fraction(text.replace(",", "").rstrip("."))
 
 
-def _tail_is_unit(answer: str) -> bool:
-    at = answer.find(r"\text{ ")
-    if at < 0:
-        return True
-    tail = _UNIT_TAIL.fullmatch(answer, at)
-    return tail is not None and not _SEVERAL.search(tail["words"])
+@functools.lru_cache(maxsize=1024)  # a gold comes back for each of its n samples
+def _parsed(answer: str) -> list[Any]:
+    from math_verify import parse
+
+    parsed: list[Any] = parse(rf"\boxed{{{answer}}}", parsing_timeout=None)
+    return parsed
 
 
-def _text_names_several(answer: str) -> bool:
-    texts = list(_WRAPPER.finditer(answer))
-    whole = len(texts) == 1 and texts[0][0] == answer  # `\text{1,234}` is only wrapped
-    return not whole and any(_SEVERAL.search(text[1]) for text in texts)
+def _spelled_alike(extracted: str, gold: str) -> bool:
+    """The same text for MathRuler's first step, which never hangs."""
+    from mathruler.math_normalize import normalize_answer
+
+    if contradicts(extracted, gold) or not mathruler_normalizes(extracted, gold) or words(gold) is not None:
+        return False
+    return bool(normalize_answer(extracted) == normalize_answer(gold))
 
 
 def _option(answer: str) -> str | None:
-    plain = _WRAPPER.sub(r"\1", answer).replace("$", "").strip()
+    plain = WRAPPER.sub(r"\1", answer).replace("$", "").strip()
     found = _CHOICE.fullmatch(plain)
     return found[1].upper() if found else None

@@ -5,36 +5,28 @@
 What needs no library is answered at once in the caller's thread (no answer, equal text, whole numbers, options). The
 rest goes to worker processes that are killed at the deadline: threads cannot be stopped, and `signal.alarm` works only
 in a main thread. Workers start at the first need, by `spawn`, because this runs inside Ray actors with torch threads.
-A worker that dies costs one `error` verdict; a pool that breaks is replaced.
+A worker that dies costs one `error` verdict and is replaced.
 """
 
 import asyncio
-import contextlib
-import logging
+import queue
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pebble import ProcessPool
+from typing import Any
 
 from reasonrl.data.typed import typed, unknown_name
-from reasonrl.verify import checkers, worker
+from reasonrl.verify import checkers
 from reasonrl.verify.extract import CUTS, MODES, cut_reasoning, extract_answer
+from reasonrl.verify.workers import CLOSED, Outcome, Status, Task, Workers
 
-Status = Literal["ok", "no_answer", "timeout", "error"]
 Key = tuple[str, str, str]  # checker, extracted, gold
 
 MAX_ANSWER_CHARS = 2_000  # longer is never compared; the longest golds seen: MATH500 53, DeepMath 161
-STALL_SECONDS = 60.0  # no worker finished anything for a deadline and this long: the pool is stuck and is replaced
-MAX_TRIES = 3  # pools that one comparison may see break
+STALL_SECONDS = 60.0  # a worker that does not start and take its work for a deadline and this long is stuck
 COUNTS = ("checked", "cached", "no_answer", "timeout", "error")
-
-log = logging.getLogger(__name__)
 
 
 class VerifierError(RuntimeError):
@@ -49,7 +41,7 @@ class VerifyConfig:
     extract: str = "auto"  # auto | boxed | answer_tag | hashes: where the answer may stand
     answer_after: str = "none"  # none | first_think | last_think: only text after </think> is scored
     timeout: float = 10.0  # seconds for one comparison; larger accepts slower mathematics, and waits longer for hangs
-    workers: int = 1  # processes; one does about 450 (Math-Verify) to 14,000 (MathRuler) comparisons a second
+    workers: int = 1  # processes; one does about 1,000 comparisons a second; an evaluation takes one a core
     cache_size: int = 65_536  # verdicts remembered; 0 turns the cache off
 
     def __post_init__(self) -> None:
@@ -89,8 +81,6 @@ class _Job:
 
     key: Key
     waiting: list[Future[Verdict]]
-    tries: int = 0
-    pool: ProcessPool | None = None
 
 
 class Verifier:
@@ -107,8 +97,7 @@ class Verifier:
         self._lock = threading.RLock()  # guards everything below
         self._cache: OrderedDict[Key, bool] = OrderedDict()
         self._jobs: dict[Key, _Job] = {}
-        self._pool: ProcessPool | None = None
-        self._progress = time.monotonic()  # when a worker last finished something
+        self._pool: Workers | None = None
         self._closed = threading.Event()
         self._counts = dict.fromkeys(COUNTS, 0)
         self._taken = dict.fromkeys(COUNTS, 0)
@@ -152,13 +141,15 @@ class Verifier:
         if self.config.checker not in checkers.LIBRARIES:
             return
         right = ("0.5" if self.config.checker == "mathruler" else r"\frac{2}{4}", r"\frac{1}{2}")
-        try:
-            pool = self._live_pool()
-            correct = pool.schedule(worker.check, args=(self.config.checker, *right, self.config.timeout)).result()
-        except Exception as problem:
-            raise VerifierError(f"verify={self.config.checker} does not work here: {problem!r}") from problem
-        if not correct:
-            raise VerifierError(f"verify={self.config.checker} calls {right[0]} and {right[1]} different")
+        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        for _ in range(self.config.workers):  # none is idle yet, so each starts another process
+            self._workers().put(Task(*right, outcomes.put))
+        for _ in range(self.config.workers):
+            outcome = outcomes.get()
+            if outcome.status != "ok":
+                raise VerifierError(f"verify={self.config.checker} does not work here: {outcome.message}")
+            if not outcome.correct:
+                raise VerifierError(f"verify={self.config.checker} calls {right[0]} and {right[1]} different")
 
     def counts(self) -> dict[str, int]:
         """Verdicts since the start: all of them `checked`; of these `cached`, `no_answer`, `timeout`, `error`."""
@@ -179,9 +170,9 @@ class Verifier:
             pool, self._pool = self._pool, None
             jobs, self._jobs = list(self._jobs.values()), {}
         for job in jobs:
-            self._answer(job, Verdict(False, job.key[1], "error", "the verifier was closed"))
+            self._answer(job, Verdict(False, job.key[1], CLOSED.status, CLOSED.message))
         if pool is not None:
-            _stop(pool)
+            pool.close()
 
     def __enter__(self) -> "Verifier":
         return self
@@ -229,36 +220,26 @@ class Verifier:
             self._schedule(job)
 
     def _schedule(self, job: _Job) -> None:
+        _, extracted, gold = job.key
         try:
-            with self._lock:
-                pool = job.pool = self._live_pool()
-        except VerifierError as problem:  # closed since `submit` looked
-            self._finish(job, Verdict(False, job.key[1], "error", str(problem)))
-            return
-        try:
-            task = pool.schedule(worker.check, args=(*job.key, self.config.timeout), timeout=self.config.timeout)
-        except Exception as problem:  # pebble refuses with RuntimeError; spawning fails with OSError
-            self._replace(pool, problem)
-        else:
-            task.add_done_callback(lambda done: self._collect(job, pool, done))
+            self._workers().put(Task(extracted, gold, lambda outcome: self._finish(job, outcome)))
+        except VerifierError:  # closed since `submit` looked
+            self._finish(job, CLOSED)
 
-    def _collect(self, job: _Job, pool: ProcessPool, task: Future[bool]) -> None:
-        """Runs in a thread of the pool when a task ended, well or not."""
-        problem = task.exception()
-        if problem is None:
-            self._finish(job, Verdict(task.result(), job.key[1], "ok"))
-        elif isinstance(problem, TimeoutError):
-            self._finish(job, Verdict(False, job.key[1], "timeout", f"no verdict in {self.config.timeout:g} s"))
-        elif isinstance(problem, BrokenProcessPool):
-            self._replace(pool, problem)
-        else:
-            self._finish(job, Verdict(False, job.key[1], "error", f"{type(problem).__name__}: {problem}"))
-
-    def _finish(self, job: _Job, verdict: Verdict) -> None:
+    def _workers(self) -> Workers:
         with self._lock:
-            self._progress = time.monotonic()
+            if self._closed.is_set():
+                raise VerifierError("this Verifier is closed")
+            if self._pool is None:
+                self._pool = Workers(self.config.checker, self.config.timeout, self.config.workers, STALL_SECONDS)
+            return self._pool
+
+    def _finish(self, job: _Job, outcome: Outcome) -> None:
+        """Runs in a thread of the workers."""
+        verdict = Verdict(outcome.correct, job.key[1], outcome.status, outcome.message)
+        with self._lock:
             if self._jobs.get(job.key) is not job:
-                return  # given up by `close` or by the watchdog
+                return  # given up by `close`
             del self._jobs[job.key]
             if verdict.status == "ok" and self.config.cache_size:  # a timeout may be a busy machine: tried again
                 self._cache[job.key] = verdict.correct
@@ -278,65 +259,3 @@ class Verifier:
         self._counts["cached"] += cached
         if verdict.status != "ok":
             self._counts[verdict.status] += 1
-
-    # -- the pool ----------------------------------------------------------------------------------------------------
-
-    def _live_pool(self) -> ProcessPool:
-        with self._lock:
-            if self._closed.is_set():
-                raise VerifierError("this Verifier is closed")
-            if self._pool is None:
-                self._progress = time.monotonic()
-                self._pool = ProcessPool(
-                    max_workers=self.config.workers,
-                    initializer=worker.initialize,
-                    initargs=(self.config.checker,),
-                    context=worker.spawn_context(),
-                )
-                threading.Thread(target=self._watch, args=(self._pool,), name="verify-watch", daemon=True).start()
-            return self._pool
-
-    def _replace(self, pool: ProcessPool, problem: BaseException) -> None:
-        """Drop a broken pool. All jobs it held go to the next one, each at most `MAX_TRIES` times."""
-        with self._lock:
-            orphans = [job for job in self._jobs.values() if job.pool is pool]
-            for job in orphans:
-                job.pool, job.tries = None, job.tries + 1
-        self._drop(pool, problem)
-        for job in orphans:
-            if job.tries < MAX_TRIES:
-                self._schedule(job)
-            else:
-                self._finish(job, Verdict(False, job.key[1], "error", f"no worker process: {problem!r}"))
-
-    def _drop(self, pool: ProcessPool, problem: object) -> None:
-        with self._lock:
-            if self._pool is not pool:
-                return
-            self._pool = None
-        log.warning("the verifier's process pool broke and is replaced: %r", problem)
-        # Not in this thread: it may belong to the pool, which cannot join itself.
-        threading.Thread(target=_stop, args=(pool,), name="verify-stop", daemon=True).start()
-
-    def _watch(self, pool: ProcessPool) -> None:
-        """Replace a pool in which nothing ends any more (a worker killed from outside may keep pebble's lock)."""
-        limit = self.config.timeout + STALL_SECONDS
-        while not self._closed.wait(1.0):
-            with self._lock:
-                if self._pool is not pool:
-                    return
-                stuck = [job for job in self._jobs.values() if job.pool is pool]
-                if not stuck:
-                    self._progress = time.monotonic()
-                stalled = time.monotonic() - self._progress > limit
-            if stalled:
-                self._drop(pool, "stalled")
-                for job in stuck:
-                    self._finish(job, Verdict(False, job.key[1], "error", f"no worker answered for {limit:g} s"))
-                return
-
-
-def _stop(pool: ProcessPool) -> None:
-    pool.stop()  # type: ignore[no-untyped-call]
-    with contextlib.suppress(Exception):  # a pool that broke while it started has nothing to join
-        pool.join()
