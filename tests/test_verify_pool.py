@@ -254,16 +254,16 @@ def test_idle_workers_that_die_cost_nothing() -> None:
 
 
 def test_a_stuck_pool_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "STALL_SECONDS", 0.5)
     with Verifier(VerifyConfig(timeout=0.5)) as verifier:
         verifier.warm_up()
+        monkeypatch.setattr(verifier._workers(), "_stall", 0.5)  # too short to start in, so only from here on
         (pid,) = workers()
         os.kill(pid, signal.SIGSTOP)  # alive, but it never takes a task
         verdict = verifier.submit(box(r"\frac{2}{4}"), r"\frac12").result(30)
         os.kill(pid, signal.SIGCONT)
         assert verdict.status == "error"
         assert "no worker answered" in verdict.message
-        monkeypatch.setattr(pool, "STALL_SECONDS", 60.0)
+        monkeypatch.setattr(verifier._workers(), "_stall", 60.0)
         assert verifier.submit(box(r"\frac{2}{4}"), r"\frac12").result(30).correct
 
 
