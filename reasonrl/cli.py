@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "pkg://reasonrl.conf"
-COMMANDS = ("train", "eval", "data", "prefixes", "prm", "check", "export")
+COMMANDS = ("train", "eval", "data", "prefixes", "prm", "judge", "tts", "check", "export")
 # Nodes whose keys are checked against the schema, the factory or verl later, with better messages than Hydra's.
 FREE = ("method.", "data.", "verl.", "prompt.", "verify.", "engine.", "model.", "logger.", "dynamic_sampling.")
 PATHS = ("resume", "out", "name", "prefixes", "prm")  # quoted for Hydra: a sweep's folders have commas in their names
@@ -380,6 +380,19 @@ def prm(args: list[str]) -> int:
     return guarded(lambda: run(args), bug=again, interrupted=again)
 
 
+def tts(args: list[str]) -> int:
+    from reasonrl.eval.tts.command import run
+
+    again = "give the same command again to continue: what was finished is kept"
+    return guarded(lambda: run(args), bug=again, interrupted=again)
+
+
+def judge(args: list[str]) -> int:
+    from reasonrl.eval.judge.serve import run
+
+    return guarded(lambda: run(args), bug="Nothing was lost but what was under way.", interrupted="the judge has ended")
+
+
 def check(args: list[str]) -> int:
     from reasonrl.check import run
 
@@ -398,6 +411,8 @@ RUN: dict[str, Callable[[list[str]], int]] = {
     "data": data,
     "prefixes": prefixes,
     "prm": prm,
+    "judge": judge,
+    "tts": tts,
     "check": check,
     "export": export,
 }

@@ -118,8 +118,8 @@ def test_a_recipe_comes_after_the_defaults_and_before_the_command_line(tmp_path,
 def test_an_unknown_command_lists_the_commands(capsys) -> None:
     assert main(["trian"]) == 2
     assert (
-        capsys.readouterr().err
-        == "reasonrl: Unknown command 'trian'; did you mean train? Choices: check, data, eval, export, prefixes, prm, train\n"
+        capsys.readouterr().err == "reasonrl: Unknown command 'trian'; did you mean train? "
+        "Choices: check, data, eval, export, judge, prefixes, prm, train, tts\n"
     )
 
 
