@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from reasonrl.config import ConfigError
 from reasonrl.data import parsers
 from reasonrl.data.items import DataError, Dropped
 from reasonrl.eval.grading import Grade, Grader
@@ -168,7 +169,10 @@ def main() -> None:
             cells, lines = answers(task, loaded, args.data_dir, verify)
             notes += lines
         elif task.kind == "instructions":
-            notes += instructions(task, loaded, verify)
+            try:
+                notes += instructions(task, loaded, verify)
+            except ConfigError as error:
+                notes.append(f"- {name}: loaded, not graded: {error}")
         else:
             notes.append(f"- {name}: loaded; no judge grades programs yet")
         notes += [f"- {name}, dropped, {each.where}: {each.reason}" for each in loaded.dropped]

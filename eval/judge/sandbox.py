@@ -10,6 +10,7 @@ whole pid namespace. What a program used is read from outside, so that it cannot
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -134,7 +135,7 @@ def find_image(python: str | None = None, packages: str | None = None) -> Image:
             why.append(f"{path}: {told.decode(errors='replace').strip().splitlines()[-1]}")
             continue
         head, _, driver = found.partition(b"\n")
-        base, minor, version = eval(head, {"__builtins__": {}})
+        base, minor, version = ast.literal_eval(head.decode())
         folders = () if base == "/usr" or base.startswith("/usr/") else (os.path.realpath(base),)
         places = _packages(packages, minor)
         bound = tuple(place for place in places if not place.startswith(("/usr/", *(f"{f}/" for f in folders))))
