@@ -134,6 +134,25 @@ class Kept:
         self.grades.add({"id": key[1], "number": key[2], **asdict(grade), "parts": dict(grade.parts)})
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The folder, made if need be, for this process alone; a disk that fills up in it says how to continue.
+
+    Raises ConfigError for a folder that cannot be written, or that another process is at work on; DiskFull.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"cannot write the folder {path} ({error.strerror}): choose another out=") from error
+    with lock, saying_how_to_continue(path):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another process is at work on {path}: wait for it, or stop it first") from error
+        yield
+
+
 class EvalFolder:
     """One evaluation. Use `opened`, which locks it."""
 
@@ -167,16 +186,7 @@ class EvalFolder:
         evaluation; DiskFull saying how to continue.
         """
         refuse_foreign(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = (path / LOCK).open("w")
-        except OSError as error:
-            raise ConfigError(f"cannot write the folder {path} ({error.strerror}): choose another out=") from error
-        with lock, saying_how_to_continue(path):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(f"another process is at work on {path}: wait for it, or stop it first") from error
+        with locked(path):
             if overwrite:
                 _clear(path)
             config = path / CONFIG

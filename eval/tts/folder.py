@@ -9,7 +9,6 @@ without, the attempts that are there are taken over, so a kill costs at most wha
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrl.config import ConfigError
-from reasonrl.eval.folder import CONFIG, LOCK, Lines, refuse_others, saying_how_to_continue
+from reasonrl.eval.folder import CONFIG, LOCK, Lines, locked, refuse_others
 from reasonrl.eval.tts.base import Attempt, Trace
 from reasonrl.runs.files import write_text
 
@@ -121,16 +120,7 @@ class TTSFolder:
         import yaml
 
         refuse_foreign(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = (path / LOCK).open("w")
-        except OSError as error:
-            raise ConfigError(f"cannot write the folder {path} ({error.strerror}): choose another out=") from error
-        with lock, saying_how_to_continue(path):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(f"another process is at work on {path}: wait for it, or stop it first") from error
+        with locked(path):
             config = path / CONFIG
             if overwrite or not config.is_file():
                 _clear(path)

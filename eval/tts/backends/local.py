@@ -41,6 +41,7 @@ class LocalBackend:
         return [made[i] for i in range(len(asks))]
 
     def step(self, asks: Sequence[tuple[str, Step]]) -> list[StepDone]:
+        """Never reached by a run: methods that need `grad` are refused when it is prepared. Raises NotImplementedError."""
         raise NotImplementedError(f"{type(self).__name__} can {', '.join(sorted(self.capabilities))}, not grad")
 
     def forget(self, owner: str) -> None:
