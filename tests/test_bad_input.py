@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], here: Path) -> Refused:
         message = capsys.readouterr().err
         assert message.startswith(("reasonrl: ", "reasonrl data: "))
         assert "Traceback" not in message
-        new = {path for path in here.rglob("*") if path not in before and path.name != "__pycache__"}
+        new = {path for path in here.rglob("*") if path not in before and "__pycache__" not in path.parts}
         assert not [path for path in new if path.is_file()]
         assert here / "runs" / "r" not in new
         return message

@@ -158,7 +158,8 @@ def _packages(wanted: str | None, minor: tuple[int, int]) -> tuple[str, ...]:
     if minor != sys.version_info[:2]:
         return ()
     places = dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
-    return tuple(place for place in places if _readable(place))
+    # the sandbox has a /tmp of its own, which would hide a folder of ours in there
+    return tuple(place for place in places if _readable(place) and not place.startswith("/tmp/"))
 
 
 def _readable(folder: str) -> bool:
