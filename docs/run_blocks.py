@@ -1,7 +1,8 @@
 """Runs the code blocks of Markdown files: `python docs/run_blocks.py README.md docs/add_a_method.md`.
 
-Fenced `bash` and `python` blocks of a file run in order in one temporary folder; a block that fails ends its file. A comment
-on the line above a block changes what is done with it:
+Fenced `bash` and `python` blocks of a file run in order in one temporary folder; a block that fails ends its file. Two files
+run at once, and what a block prints is shown when it has ended. A comment on the line above a block changes what is done
+with it:
 
     <!-- skip: why -->      listed, not run
     <!-- file: name.py -->  written to that file, not run; works for any language
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 STEPS = re.compile(r"\bsteps=\d+")
+AT_ONCE = 2  # files: much of a training run's start is one process that works while others wait
 INTERPRETER = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 
 
@@ -61,19 +64,28 @@ def with_fewer_steps(block: Block, steps: str | None) -> str:
     return STEPS.sub(f"steps={factor * int(steps)}", block.code)
 
 
-def run_block(block: Block, folder: Path) -> int:
-    """Execute or write one block in `folder`; the exit code."""
+def run_block(block: Block, folder: Path) -> tuple[int, str]:
+    """Execute or write one block in `folder`; the exit code, and what it printed."""
     if block.mark == "file":
         file = folder / block.value
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(block.code)
-        return 0
+        return 0, ""
     code = with_fewer_steps(block, os.environ.get("REASONRL_DOC_STEPS"))
     # the commands of the Python that runs this file come first, whatever else is on PATH
     env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
-    return subprocess.run(
-        [*INTERPRETER[block.language], code], cwd=folder, env=env, stdin=subprocess.DEVNULL, check=False
-    ).returncode
+    done = subprocess.run(
+        [*INTERPRETER[block.language], code],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    return done.returncode, done.stdout
 
 
 def run_file(file: Path) -> list[str]:
@@ -87,8 +99,9 @@ def run_file(file: Path) -> list[str]:
                 continue
             print(f"RUN  {where} {block.language}", flush=True)
             started = time.monotonic()
-            code = run_block(block, Path(folder))
-            print(f"{'FAIL' if code else 'OK  '} {where} ({time.monotonic() - started:.0f} s)", flush=True)
+            code, printed = run_block(block, Path(folder))
+            verdict = f"{'FAIL' if code else 'OK  '} {where} ({time.monotonic() - started:.0f} s)"
+            print(f"{printed.rstrip()}\n{verdict}".lstrip("\n"), flush=True)  # at once: the other file prints too
             if code:
                 return [f"{where} exited with {code}:\n{block.code}"]
     return []
@@ -99,7 +112,8 @@ def main(files: Sequence[str]) -> int:
     if not files:
         print(__doc__)
         return 2
-    failures = [failure for file in files for failure in run_file(Path(file))]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        failures = [failure for found in pool.map(run_file, map(Path, files)) for failure in found]
     print("\n".join(failures) or f"all blocks of {', '.join(files)} ran")
     return 1 if failures else 0
 

@@ -200,7 +200,7 @@ def test_blocks_run_in_order_in_one_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("REASONRL_DOC_STEPS", "2")
     for block in run_blocks.blocks(PAGE):
         if block.runs:
-            assert run_blocks.run_block(block, tmp_path) == 0
+            assert run_blocks.run_block(block, tmp_path)[0] == 0
     assert (tmp_path / "out.txt").read_text() == "one steps=2 total_steps=9\ntwo steps=6\nthree 1"
 
 
