@@ -24,9 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from reasonrl.eval.judge.embedded import opened_judge
-from reasonrl.eval.judge.jobs import humaneval_job, mbpp_job
-from reasonrl.eval.judge.types import BadJob, Job, Limits, Mode, Outcome
+from reasonrl.verify.judge.embedded import opened_judge
+from reasonrl.verify.judge.jobs import humaneval_job, mbpp_job
+from reasonrl.verify.judge.types import BadJob, Job, Limits, Mode, Outcome
 
 PLAIN_SECONDS = 60.0
 END = "all tests have run"

@@ -29,8 +29,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from reasonrl.eval.judge.client import JudgeClient, encode_job
-from reasonrl.eval.judge.types import Job, Limits
+from reasonrl.verify.judge.client import JudgeClient, encode_job
+from reasonrl.verify.judge.types import Job, Limits
 
 CPU_SECONDS = 1.0
 TESTS = "assert shift('abc', 1) == 'bcd'\nassert shift('xyz', 3) == 'abc'\nassert shift('', 5) == ''"

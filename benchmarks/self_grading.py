@@ -8,7 +8,8 @@ other      the gold of the next question that has another one, boxed: must be wr
 
 Every gold or solution that is graded wrong, and every other gold that is graded right, is listed below the table.
 Instructions have no gold: an empty text must fail, and a text made for the first instruction that can be met blindly must pass.
-Programs are loaded and counted; no judge grades them yet.
+Of programs the solution is the set's own, in a fenced block; other is the solution of the next question; a set without
+solutions (LiveCodeBench) is loaded, and its tests are unpacked.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from reasonrl.eval.settings import read_conf
 from reasonrl.eval.tasks import Question, Questions, Task, load_questions, load_task, task_names
 from reasonrl.eval.tasks.formats import FORMATS
 from reasonrl.eval.tasks.load import rows
+from reasonrl.eval.tasks.programs import program_gold
+from reasonrl.eval.work import with_judge
 from reasonrl.verify.pool import VerifyConfig, verify_from_config
 
 SOLUTION = {"gsm8k": ("answer",)}  # column of the worked solution, by format
@@ -91,6 +94,37 @@ def answers(task: Task, loaded: Questions, data_dir: Path, verify: VerifyConfig)
                         f"- {task.name}, {name}, {question.id}: gold `{question.answer}`, read `{found.extracted}`, "
                         f"{found.status} {found.message} from `{text[-SHOWN:]!r}`"
                     )
+    return [*cells, f"{time.monotonic() - started:.1f}"], lines
+
+
+def programs(task: Task, loaded: Questions, data_dir: Path, verify: VerifyConfig) -> tuple[list[str], list[str]]:
+    """As `answers`, of a task that asks for programs."""
+    started = time.monotonic()
+    gold = {}
+    for index, row in enumerate(rows(task, data_dir)[1]):
+        form = FORMATS[task.format].parse
+        question = None if isinstance(row, Dropped) or form is None else form(row, index, task)
+        if isinstance(question, Question) and not isinstance(row, Dropped):
+            code = parsers.text(row, ("code",)) or parsers.text(row, ("canonical_solution",))
+            if code:
+                gold[question.id] = f"```python\n{'' if 'code' in row.values else question.extra['prompt']}{code}\n```"
+    for question in loaded.items:
+        program_gold(task, question)  # raises
+    mine = [question for question in loaded.items if question.id in gold]
+    sets = {
+        "solution": [(question, gold[question.id]) for question in mine],
+        "other": [(question, gold[later.id]) for question, later in zip(mine, [*mine[1:], *mine[:1]], strict=True)],
+    }
+    cells, lines = ["-", "-"], []
+    with Grader(task, verify) as grader:
+        for name, pairs in sets.items():
+            grades = grade(grader, pairs)
+            cells.append(share(grades))
+            lines += [
+                f"- {task.name}, {name}, {question.id}: {found.status} {found.message}"
+                for (question, _), found in zip(pairs, grades, strict=True)
+                if found.correct == (name == "other")
+            ]
     return [*cells, f"{time.monotonic() - started:.1f}"], lines
 
 
@@ -174,7 +208,12 @@ def main() -> None:
             except ConfigError as error:
                 notes.append(f"- {name}: loaded, not graded: {error}")
         else:
-            notes.append(f"- {name}: loaded; no judge grades programs yet")
+            try:
+                with with_judge({name: verify}) as verifies:
+                    cells, lines = programs(task, loaded, args.data_dir, verifies[name])
+                notes += lines
+            except (ConfigError, ValueError) as error:
+                notes.append(f"- {name}: loaded, not graded: {error}")
         notes += [f"- {name}, dropped, {each.where}: {each.reason}" for each in loaded.dropped]
         print(f"| {' | '.join([*start, *cells])} |", flush=True)
     print("\n" + "\n".join(notes))

@@ -42,6 +42,9 @@ How answers are sampled (default: as the protocol, else the task says)
 
 How they are judged
   verify=           option of conf/verify, with verify.checker= verify.extract= verify.answer_after= verify.timeout=
+                    verify.answer_phrase= (of verify.extract=phrase_number)
+  verify.judge=     of programs: address of a `reasonrl judge`; default: one is started with the evaluation.
+                    verify.cpu_seconds=3 and verify.memory_mb=1024 of each program
   ks=1,2,4,...      of pass@k and maj@k; default: the powers of two up to n
   workers=          processes that grade; default: one a core, at most 16
 

@@ -3,7 +3,7 @@ r"""Is this sampled text right? One grader a task, with an answer for every text
     answer        what the text states last, compared with the gold by the verifier (`verify.checker`)
     choice        its letter: a box, an answer tag or `#### B` first; without any of them, a sentence
     instructions  IFEval's checkers; right = every instruction obeyed as it is written (prompt, strict)
-    code          needs a judge, which is not built yet
+    code          its program, run with the tests by a judge; without a judge's word there is no grade
 
 A sentence states an option when it says "answer is B", "Answer: (B)", "answer is **option B**": the word answer, then
 `is` or a colon, then one capital letter alone. The last such sentence counts, unless a box or tag is opened after it.
@@ -21,12 +21,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from reasonrl.config import ConfigError
+from reasonrl.config import ConfigError, RunFailed
 from reasonrl.eval.tasks.instructions import Asked, InstructionWorkers, Obeyed, require_checkers
-from reasonrl.eval.tasks.task import Question, Task, load_task, task_names
+from reasonrl.eval.tasks.programs import program_gold
+from reasonrl.eval.tasks.task import Question, Task
 from reasonrl.verify import checkers
 from reasonrl.verify.extract import cut_reasoning
-from reasonrl.verify.pool import Verdict, Verifier, VerifierError, VerifyConfig
+from reasonrl.verify.pool import CODE, Verdict, Verifier, VerifierError, VerifyConfig
 
 STATUSES = ("ok", "no_answer", "timeout", "error", "no_judge")
 PARTS = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
@@ -36,6 +37,7 @@ _STATED = re.compile(
     r"(?i:\banswer)[*_]{0,3}(?i:\s{0,3}(?:is|:))[\s:*_$]{0,8}(?i:(?:the\s)?(?:option|choice)\s)?[*_$]{0,3}"
     r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?(?:\(\s?([A-Z])\s?\)|([A-HJ-Z])(?![\w’'])|(I)(?![\w’']|\s[a-z]))"
 )
+GOLDS_KEPT = 64  # of programs: unpacking the tests of a contest problem takes a while
 _OPENED = ("\\boxed", "\\fbox", "<answer>")
 
 T = TypeVar("T")
@@ -61,10 +63,13 @@ class Grader:
         self.verify = verify
         self._verifier: Verifier | None = None
         self._instructions: InstructionWorkers | None = None
-        if task.kind == "code":
+        self._golds: dict[str, str] = {}  # of programs, by question
+        if (task.kind == "code") != (verify.checker == CODE):
             raise ConfigError(
-                f"task {task.name}: no judge configured. Its answers are programs, which have to be run to be graded; "
-                f"the tasks that need no judge are {', '.join(_without_judge())}"
+                f"task {task.name} asks for programs, which have to be run: verify={verify.checker} cannot; leave it out "
+                "for this task, or give verify=code"
+                if task.kind == "code"
+                else f"task {task.name} asks for no programs: verify={CODE} has nothing to run; leave it out for this task"
             )
         if task.kind == "choice" and verify.checker != "choice":
             raise ConfigError(
@@ -80,19 +85,29 @@ class Grader:
         except VerifierError as error:
             raise ConfigError(f"task {task.name}: {error}") from error
 
+    def ready(self) -> None:
+        """Find or start the judge of programs; other kinds need nothing.
+
+        Raises ConfigError where no sandbox is possible, JudgeError where there is no judge.
+        """
+        if self.task.kind == "code" and self._verifier is not None:
+            self._verifier.warm_up()
+
     def submit(self, question: Question, text: str) -> Future[Grade]:
-        """Grade `text` as an answer to `question`. A bad text never raises; it is a grade."""
+        """Grade `text` as an answer to `question`. A bad text never raises; it is a grade.
+
+        The future raises RunFailed where a judge has no word on a program: it may be right.
+        """
         if self._instructions is not None:
             return self._obeys(self._instructions, question, text)
         assert self._verifier is not None
+        if self.task.kind == "code":
+            return _then(self._verifier.submit(text, self._gold(question)), _grade)
         if self.task.kind == "choice":
             return _then(
                 self._verifier.submit(text, question.answer), lambda verdict: self._chosen(verdict, question, text)
             )
-        return _then(
-            self._verifier.submit(text, question.answer),
-            lambda verdict: Grade(verdict.correct, verdict.status, verdict.extracted, verdict.message),
-        )
+        return _then(self._verifier.submit(text, question.answer), _grade)
 
     def close(self) -> None:
         """End the processes. Whoever still waits gets a grade of status error."""
@@ -105,6 +120,21 @@ class Grader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _gold(self, question: Question) -> str:
+        """What its programs are judged by. Raises RunFailed for a row that cannot be judged."""
+        if question.answer:  # it comes from a validation file, which holds golds
+            return question.answer
+        gold = self._golds.get(question.id)
+        if gold is None:
+            try:
+                gold = program_gold(self.task, question)
+            except ValueError as error:
+                raise RunFailed(f"{error}: mend the row, or leave it out of the file") from error
+            if len(self._golds) >= GOLDS_KEPT:
+                self._golds.clear()
+            self._golds[question.id] = gold
+        return gold
 
     def _chosen(self, verdict: Verdict, question: Question, text: str) -> Grade:
         if verdict.status == "no_answer" and self.verify.extract == "auto":
@@ -124,6 +154,10 @@ class Grader:
         extra = question.extra
         asked = Asked(str(extra["prompt"]), extra["instruction_id_list"], extra["kwargs"], scored)
         return _then(workers.submit(asked), _obeyed_grade, dict.fromkeys(PARTS, 0.0))
+
+
+def _grade(verdict: Verdict) -> Grade:
+    return Grade(verdict.correct, verdict.status, verdict.extracted, verdict.message)
 
 
 def stated_option(text: str) -> str | None:
@@ -151,7 +185,10 @@ def _share(held: tuple[bool, ...]) -> float:
 
 
 def _then(future: Future[T], grade: Callable[[T], Grade], parts: Mapping[str, float] | None = None) -> Future[Grade]:
-    """The grade of what `future` will hold; a failure is a grade too. Calls `grade` at once when it is there."""
+    """The grade of what `future` will hold; a failure is a grade too, unless it says that nobody knows (RunFailed).
+
+    Calls `grade` at once when it is there.
+    """
     graded: Future[Grade] = Future()
     graded.set_running_or_notify_cancel()
 
@@ -160,13 +197,12 @@ def _then(future: Future[T], grade: Callable[[T], Grade], parts: Mapping[str, fl
             found = grade(done.result())
         except TimeoutError as error:
             found = Grade(False, "timeout", message=str(error), parts=parts or {})
+        except (RunFailed, ConfigError) as error:
+            graded.set_exception(error)
+            return
         except Exception as error:  # whatever happened, the run must hear of it as a grade
             found = Grade(False, "error", message=f"{type(error).__name__}: {error}", parts=parts or {})
         graded.set_result(found)
 
     future.add_done_callback(finish)
     return graded
-
-
-def _without_judge() -> list[str]:
-    return [name for name in task_names() if load_task(name).kind != "code"]

@@ -48,7 +48,7 @@ class EvalModel:
         """Raise ConfigError for a folder without a causal language model."""
         from reasonrl.models import check_model
 
-        check_model(self._cfg())
+        check_model(self._cfg(), adapters=True)
 
     def _cfg(self) -> Any:
         """As much of a run's configuration as those two look at. The lengths fit whatever the model."""

@@ -15,6 +15,7 @@ from reasonrl.eval.folder import refuse_foreign
 from reasonrl.eval.models import RUN_PROMPT, EvalModel, fingerprint, locate, ready
 from reasonrl.eval.settings import (
     MOST_WORKERS,
+    OF_PROGRAMS,
     EvalKnobs,
     Resolved,
     check_ks,
@@ -101,6 +102,7 @@ def prepare(knobs: EvalKnobs, console: Console) -> Plan:
     from reasonrl.eval.grading import Grader
     from reasonrl.eval.suites import chosen_tasks, read_suite
     from reasonrl.eval.tasks.task import load_task
+    from reasonrl.models import refuse_bottleneck
 
     suite = read_suite(knobs.suite) if knobs.suite else None
     names = list(knobs.task or ())
@@ -130,12 +132,18 @@ def prepare(knobs: EvalKnobs, console: Console) -> Plan:
     verifies = {name: verify_config(settings, workers) for name, settings in resolved.items()}
     for task in tasks:
         Grader(task, verifies[task.name]).close()  # raises, and starts no process yet
+    if not any(task.kind == "code" for task in tasks):
+        for name in OF_PROGRAMS:
+            if getattr(knobs.verify_knobs, name) is not None:
+                raise ConfigError(f"verify.{name} is for programs, and no task here asks for one: leave it out")
     data_dir = Path(knobs.data_dir).expanduser() if knobs.data_dir else None
     questions = {task.name: read_questions(task, data_dir, resolved[task.name].limit) for task in tasks}
     if backend == "openai":
         tokenizer, known, context = None, None, None
     else:
         model = ready(model, console)
+        if backend == "vllm" and model.folder is not None:
+            refuse_bottleneck(model.folder, "with backend=vllm")
         known, context = fingerprint(model), model.context
         for settings in resolved.values():
             check_context(settings, model, context)
@@ -187,6 +195,7 @@ def folder_path(knobs: EvalKnobs, model: EvalModel) -> Path:
     parts += [
         f"{key.removeprefix('verify.')}{Path(str(value)).stem if key in ('prompt', 'verify') else value}"
         for key, value in knobs.given.items()
+        if key != "verify.judge"  # an address changes no verdict
     ]
     if knobs.seed != 1:
         parts.append(f"seed{knobs.seed}")
@@ -386,7 +395,6 @@ def dtype_of(plan: Plan) -> str | None:
 def task_settings(task: TaskPlan, seed: int) -> dict[str, Any]:
     """The settings of a task for results.json."""
     values = {name: getattr(task.settings, name) for name in ("n", "temperature", "top_p", "top_k", "max_new_tokens")}
-    verify = task.verify
     return {
         **values,
         "max_context": task.settings.max_context,
@@ -394,6 +402,6 @@ def task_settings(task: TaskPlan, seed: int) -> dict[str, Any]:
         "seeds": task.settings.seeds,
         "prompt": task.prompt.name,
         "verify": task.settings.verify,
-        **{name: getattr(verify, name) for name in ("checker", "extract", "answer_after", "timeout")},
+        **task.verify.comparable,
         "seed": seed,
     }

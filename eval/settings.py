@@ -54,12 +54,19 @@ class EngineKnobs:
 
 @dataclass(frozen=True)
 class VerifyKnobs:
-    """What is changed of the `verify` group; `verify.<knob>=` on the command line."""
+    """What is changed of the `verify` group; `verify.<knob>=` on the command line. The last three are of programs."""
 
     checker: str | None = None
     extract: str | None = None
     answer_after: str | None = None
     timeout: float | None = None
+    judge: str | None = None
+    cpu_seconds: float | None = None
+    memory_mb: int | None = None
+    answer_phrase: str | None = None
+
+
+OF_PROGRAMS = ("judge", "cpu_seconds", "memory_mb")
 
 
 @dataclass(frozen=True)

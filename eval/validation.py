@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonrl.config import ConfigError
-from reasonrl.data.items import Item
+from reasonrl.data.items import DataError, Item
 from reasonrl.eval.models import RUN_PROMPT, EvalModel
 from reasonrl.eval.settings import Resolved, resolve, verify_config
 from reasonrl.eval.tasks import Questions, Task, load_questions, load_task
+from reasonrl.eval.tasks.programs import program_gold
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,8 +50,13 @@ class OneTask:
         return SOURCE + self.task.name
 
     def gold(self, place: int) -> str:
-        """What the data holds as answer; for instructions all that they are graded by."""
+        """What the data holds as answer; for instructions and programs all that they are graded by. Raises DataError."""
         question = self.questions.items[place]
+        if self.task.kind == "code":
+            try:
+                return program_gold(self.task, question)
+            except ValueError as error:
+                raise DataError(f"{error}: mend the row, or leave it out of the file") from error
         return json.dumps(dict(question.extra), sort_keys=True) if self.task.kind == "instructions" else question.answer
 
 
@@ -92,9 +98,14 @@ class TaskValidation:
         model = EvalModel(self.model, self.model, prompt=self.prompt)
         return {one.source: asdict(chosen_prompt(one.task, one.settings, model, tokenizer)) for one in self.tasks}
 
-    def judges(self) -> dict[str, Callable[[], Judge]]:
-        """Of each source."""
-        return {one.source: partial(judge, one.task, one.verify) for one in self.tasks}
+    def judges(self, programs: str | None = None) -> dict[str, Callable[[], Judge]]:
+        """Of each source. programs: address of the judge of programs."""
+        return {one.source: partial(judge, one.task, replace(one.verify, judge=programs)) for one in self.tasks}
+
+    @property
+    def programs(self) -> bool:
+        """Whether any of them asks for programs."""
+        return any(one.task.kind == "code" for one in self.tasks)
 
 
 def validation_of(cfg: DictConfig) -> TaskValidation | None:

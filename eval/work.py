@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from reasonrl.config import RunFailed
 from reasonrl.eval.backends import Answer, Ask, Backend, Key
 from reasonrl.eval.folder import TOO_LONG, EvalFolder
 from reasonrl.eval.plan import Plan
@@ -20,15 +22,42 @@ if TYPE_CHECKING:
 
     from reasonrl.eval.grading import Grade, Grader
     from reasonrl.eval.tasks.load import Question
+    from reasonrl.verify.pool import VerifyConfig
 
 
 @contextlib.contextmanager
 def opened_graders(plan: Plan) -> Iterator[dict[str, Grader]]:
-    """A grader a task; they start their processes when they are first asked. Raises ConfigError."""
+    """A grader a task; they start their processes when they are first asked, but the one judge of programs now.
+
+    Raises ConfigError where no sandbox is possible, JudgeError where there is no judge.
+    """
     from reasonrl.eval.grading import Grader
 
     with contextlib.ExitStack() as stack:
-        yield {task.task.name: stack.enter_context(Grader(task.task, task.verify)) for task in plan.tasks}
+        verifies = stack.enter_context(with_judge({task.task.name: task.verify for task in plan.tasks}))
+        graders = {
+            task.task.name: stack.enter_context(Grader(task.task, verifies[task.task.name])) for task in plan.tasks
+        }
+        for grader in graders.values():
+            grader.ready()
+        yield graders
+
+
+@contextlib.contextmanager
+def with_judge(verifies: Mapping[str, VerifyConfig]) -> Iterator[dict[str, VerifyConfig]]:
+    """Of each task; those of programs that name no judge share one, which lives as long as this. Raises as `open_judge`."""
+    from reasonrl.verify.pool import CODE
+
+    wanting = [each for each in verifies.values() if each.checker == CODE and each.judge is None]
+    if not wanting:
+        yield dict(verifies)
+        return
+    from reasonrl.verify.code import open_judge
+    from reasonrl.verify.judge.types import Limits
+
+    most = Limits(max(each.cpu_seconds for each in wanting), memory_mb=max(each.memory_mb for each in wanting))
+    with open_judge(None, most) as judge:
+        yield {name: replace(each, judge=judge.url) if each in wanting else each for name, each in verifies.items()}
 
 
 class Work:
@@ -136,7 +165,7 @@ class Work:
         future.add_done_callback(lambda done: self._graded.put((key, done)))
 
     def _collect(self, wait: bool = False) -> None:
-        """Write down the grades that have come. wait: for at least one."""
+        """Write down the grades that have come. wait: for at least one. Raises RunFailed where there can be none."""
         while True:
             try:
                 key, future = self._graded.get(block=wait, timeout=1.0 if wait else None)
@@ -144,7 +173,13 @@ class Work:
                 return
             wait = False
             self._grading -= 1
-            grade = future.result()
+            try:
+                grade = future.result()
+            except RunFailed as error:  # the judge has no word, so neither have we
+                raise RunFailed(
+                    f"task {key[0]}, question {key[1]}: {error}. {self.folder.answers} answers are kept in "
+                    f"{self.folder.path}, this one without a grade: the same command grades what is left"
+                ) from error
             self.folder.kept[key[0]].graded(key, grade)
             self.progress.graded(key[0], grade.correct)
             if self.progress.tasks[key[0]].ended:  # its processes would only take memory from those of other tasks

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = "pkg://reasonrl.conf"
-COMMANDS = ("train", "eval", "data", "prefixes", "prm", "judge", "tts", "check", "export")
+COMMANDS = ("train", "eval", "data", "prefixes", "prm", "judge", "tts", "optune", "tune", "check", "export")
 # Nodes whose keys are checked against the schema, the factory or verl later, with better messages than Hydra's.
 FREE = ("method.", "data.", "verl.", "prompt.", "verify.", "engine.", "model.", "logger.", "dynamic_sampling.")
 PATHS = ("resume", "out", "name", "prefixes", "prm")  # quoted for Hydra: a sweep's folders have commas in their names
@@ -387,6 +387,20 @@ def tts(args: list[str]) -> int:
     return guarded(lambda: run(args), bug=again, interrupted=again)
 
 
+def tune(args: list[str]) -> int:
+    from reasonrl.eval.tune.command import run
+
+    again = "give the same command again to continue: what was finished is kept"
+    return guarded(lambda: run(args), bug=again, interrupted=again)
+
+
+def optune(args: list[str]) -> int:
+    from reasonrl.eval.tts.optune.command import run
+
+    again = "give the same command again to continue: what was finished is kept"
+    return guarded(lambda: run(args), bug=again, interrupted=again)
+
+
 def judge(args: list[str]) -> int:
     from reasonrl.eval.judge.serve import run
 
@@ -413,6 +427,8 @@ RUN: dict[str, Callable[[list[str]], int]] = {
     "prm": prm,
     "judge": judge,
     "tts": tts,
+    "optune": optune,
+    "tune": tune,
     "check": check,
     "export": export,
 }

@@ -19,13 +19,14 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 WRITES_TEXT = ("CausalLM", "LMHead", "ConditionalGeneration")  # in the names of architectures
+BOTTLENECK = "reasonrl_bottleneck"  # in config.json: a model that is a base with adapters, see engine/bottleneck.py
 STRETCHES = ("linear", "dynamic", "yarn")  # rope types whose factor is not in max_position_embeddings yet
 
 
-def check_model(cfg: DictConfig) -> None:
+def check_model(cfg: DictConfig, *, adapters: bool = False) -> None:
     """Raise ConfigError for a folder without a causal language model that fits the run's lengths.
 
-    A hub name passes: what the hub has is known when the tokenizer is loaded.
+    A hub name passes: what the hub has is known when the tokenizer is loaded. adapters: whether a base with adapters may be.
     """
     path = package_path(cfg.model.path)
     folder = Path(path)
@@ -36,6 +37,8 @@ def check_model(cfg: DictConfig) -> None:
             )
         return
     check_facts(facts(folder), cfg)
+    if not adapters:
+        refuse_bottleneck(folder, "here")
     check_weights(folder)
     if not cfg.model.trust_remote_code and not any((folder / name).is_file() for name in TOKENIZERS):
         raise ConfigError(
@@ -59,6 +62,24 @@ def facts(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or "model_type" not in found:
         raise ConfigError(f"{file} names no model_type: not the configuration of a Hugging Face model")
     return found
+
+
+def bottleneck(folder: Path) -> dict[str, Any] | None:
+    """What a folder made by `reasonrl tune kind=adapter` says of its adapters; None for any other model."""
+    if not (folder / "config.json").is_file():
+        return None
+    found = facts(folder).get(BOTTLENECK)
+    return found if isinstance(found, dict) else None
+
+
+def refuse_bottleneck(folder: Path, where: str) -> None:
+    """Raise ConfigError for a model with adapters, which few can load."""
+    if bottleneck(folder) is not None:
+        raise ConfigError(
+            f"model folder {folder} is a base with bottleneck adapters, which cannot be merged into its weights and cannot be "
+            f"used {where}: `reasonrl eval` and `reasonrl tts` take it with backend=transformers; a model tuned with "
+            "kind=lora, ia3, layer_norm or full goes everywhere"
+        )
 
 
 def _is_run(folder: Path) -> bool:

@@ -6,11 +6,12 @@ train     the run folder is made, the engine runs the steps, the summary is prin
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,12 @@ class Plan:
     folder: Path
     resume_step: int | None = None
     validation: Validation | None = None  # instead of the data's own validation problems
+    judge: str | None = None  # address of the judge of programs, once it is there
+
+    @property
+    def programs(self) -> bool:
+        """Whether any answer is a program."""
+        return self.cfg.verify.checker == "code" or (self.validation is not None and self.validation.programs)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,9 @@ def prepare(cfg: DictConfig, method: Method | None = None, overrides: Sequence[s
     RunFolder.refuse_existing(folder)
     cfg.name = folder.name
     check_verl(cfg, method, folder)
-    return Plan(cfg, method, folder.absolute(), validation=validation_of(cfg))
+    plan = Plan(cfg, method, folder.absolute(), validation=validation_of(cfg))
+    check_judge(plan)
+    return plan
 
 
 def validation_of(cfg: DictConfig) -> Validation | None:
@@ -178,7 +187,9 @@ def prepare_resume(cfg: DictConfig, method: Method | None, changes: Mapping[str,
     check_own_prefixes(folder, saved)
     check_devices(saved)
     check_model(saved)
-    return Plan(saved, method, folder.path, resume_step=step, validation=validation_of(saved))
+    plan = Plan(saved, method, folder.path, resume_step=step, validation=validation_of(saved))
+    check_judge(plan)
+    return plan
 
 
 RESUMABLE = ("steps", "save_every", "validate_every", "keep_checkpoints", "ray_address")
@@ -188,15 +199,19 @@ def check_nodes(cfg: DictConfig) -> None:
     """Raise ConfigError for a key or value of the data, prompt or verify group that does not exist."""
     from reasonrl.config import ConfigError
     from reasonrl.data.prompts import prompt_from_config
-    from reasonrl.data.sources import data_from_config
-    from reasonrl.verify.pool import verify_from_config
+    from reasonrl.data.sources import SOURCES, data_from_config
+    from reasonrl.verify.pool import CODE, verify_from_config
 
     try:
-        data_from_config(cfg.data)
+        data = data_from_config(cfg.data)
         prompt_from_config(cfg.prompt)
-        verify_from_config(cfg.verify)
+        verify = verify_from_config(cfg.verify)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if SOURCES[data.source].programs and verify.checker != CODE:
+        raise ConfigError(
+            f"data={data.name} asks for programs, which have to be run: verify={verify.checker} cannot; give verify={CODE}"
+        )
 
 
 def check_verl(cfg: DictConfig, method: Method, folder: Path) -> None:
@@ -236,6 +251,37 @@ def check_prefixes(method: Method, cfg: DictConfig) -> None:
         check_store(store_file(cfg.prefixes), cfg)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_judge(plan: Plan) -> None:
+    """Raise ConfigError for a run on a cluster whose judge would be where only this machine reaches it."""
+    from reasonrl.config import ConfigError
+
+    if plan.programs and plan.cfg.engine.name == "cluster" and plan.cfg.verify.get("judge") is None:
+        key = "verify.judge" if "judge" in plan.cfg.verify else "+verify.judge"
+        raise ConfigError(
+            "engine=cluster, and answers are programs: they need a judge that every node reaches. Start reasonrl judge on "
+            "each node on the same port, with the same REASONRL_JUDGE_TOKEN, and give "
+            f"{key}=http://127.0.0.1:<port>; or one for all, with host=, tls_cert= and tls_key="
+        )
+
+
+@contextlib.contextmanager
+def with_judge(plan: Plan) -> Iterator[Plan]:
+    """The plan with the address of a judge, where answers are programs; one of our own lives as long as this.
+
+    Raises ConfigError where no sandbox is possible, or a judge gives less than is asked for; RunFailed without a judge.
+    """
+    if not plan.programs:
+        yield plan
+        return
+    from reasonrl.verify.code import open_judge
+    from reasonrl.verify.judge.types import Limits
+    from reasonrl.verify.pool import verify_from_config
+
+    verify = verify_from_config(plan.cfg.verify)
+    with open_judge(verify.judge, Limits(verify.cpu_seconds, memory_mb=verify.memory_mb)) as client:
+        yield replace(plan, judge=client.url)
 
 
 def check_prm(method: Method, cfg: DictConfig) -> None:
@@ -368,13 +414,18 @@ def train_plan(plan: Plan, console: Console | None = None) -> Run:
     """Run a checked plan to its end. Raises ConfigError before the engine starts, RunFailed if no step was trained."""
     from rich.console import Console
 
+    console = console or Console(file=sys.stdout, soft_wrap=True)
+    with with_judge(plan) as plan:
+        return _trained(plan, console)
+
+
+def _trained(plan: Plan, console: Console) -> Run:
     from reasonrl.config import ConfigError, RunFailed
     from reasonrl.engine.verl.launch import launch
     from reasonrl.runs.console import Progress, summary
     from reasonrl.runs.files import DiskFull
     from reasonrl.runs.folder import RunFolder
 
-    console = console or Console(file=sys.stdout, soft_wrap=True)
     started = time.monotonic()
     folder = RunFolder.create(plan.folder) if plan.resume_step is None else RunFolder.open(plan.folder)
     folder.keep_checkpoints, folder.record_rollouts = plan.cfg.keep_checkpoints, plan.cfg.record

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from reasonrl.eval.judge import canaries
 from reasonrl.eval.judge.sandbox import Sandbox, _tree
-from reasonrl.eval.judge.types import Job, Limits
+from reasonrl.verify.judge.types import Job, Limits
 
 TESTS = "assert double(2) == 4\nassert double(-3) == -6"
 LIMITS = Limits(cpu_seconds=0.6, wall_seconds=2.0, memory_mb=512)

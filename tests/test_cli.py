@@ -119,7 +119,7 @@ def test_an_unknown_command_lists_the_commands(capsys) -> None:
     assert main(["trian"]) == 2
     assert (
         capsys.readouterr().err == "reasonrl: Unknown command 'trian'; did you mean train? "
-        "Choices: check, data, eval, export, judge, prefixes, prm, train, tts\n"
+        "Choices: check, data, eval, export, judge, optune, prefixes, prm, train, tts, tune\n"
     )
 
 

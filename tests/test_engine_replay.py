@@ -140,6 +140,17 @@ def test_it_waits_until_every_problem_is_finished_or_failed(queue) -> None:
     assert uids(batch.keys) == ["a", "b"]
 
 
+def test_a_fatal_failure_ends_the_step_at_once(queue) -> None:
+    """A judge that is gone: others still run, and in validation what never came would count as wrong."""
+    for partition in ("train", "val"):
+        queue.group("a", [1, 0], partition)
+        queue.prompt("b", "running", partition)
+        queue.prompt("c", "failure", partition, error="no judge at unix:/x (problem c)", fatal=True)
+        with pytest.raises(RolloutFailed, match=r"^no judge at unix:/x \(problem c\)$"):
+            buffer().sample(1, partition, 3)
+        queue.items[partition].clear()
+
+
 def test_a_long_wait_names_its_problems_and_then_gives_up(queue, caplog) -> None:
     queue.group("z", [1, 0])
     for uid in "abcdefg":

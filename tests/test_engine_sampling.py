@@ -94,6 +94,67 @@ def test_log_probabilities_come_when_they_are_asked_for(model) -> None:
         assert answer.logprobs == pytest.approx(wanted[:, 0].tolist(), abs=1e-5)
 
 
+class Shifts:
+    """Weights of an owner's own that make one token certain; it notes what every pass was told."""
+
+    def __init__(self, model: LlamaForCausalLM, tokens: dict[str, int]) -> None:
+        self.told: list[tuple[str | None, ...]] = []
+        self._tokens = tokens
+        self._now: tuple[str | None, ...] = ()
+        self._hook = model.register_forward_hook(self._shift)
+
+    def use(self, owners: Sequence[str | None]) -> None:
+        self._now = tuple(owners)
+        self.told.append(self._now)
+
+    def _shift(self, module: Any, given: Any, out: Any) -> None:
+        assert len(self._now) == len(out.logits), "not told of this pass"
+        for row, owner in zip(out.logits, self._now, strict=True):
+            if owner is not None:
+                row[..., self._tokens[owner]] += 1e4
+
+    def close(self) -> None:
+        self._hook.remove()
+
+
+def test_every_row_is_sampled_with_the_weights_of_its_owner(model) -> None:
+    owners = ["a", None, "b", "a", None, "b", "a", None]
+    bare = {answer.key: answer for answer in CPUSampler(model, end_ids=[1], max_rows=3).answers(asks(8))}
+    weights = Shifts(model, {"a": 7, "b": 8})
+    asked = [replace(ask, owner=owner) for ask, owner in zip(asks(8), owners, strict=True)]
+    try:
+        found = {a.key: a for a in CPUSampler(model, end_ids=[1], max_rows=3, weights=weights).answers(asked)}
+    finally:
+        weights.close()
+    for ask in asked:
+        if ask.owner is None:
+            assert found[ask.key] == bare[ask.key]
+        else:
+            assert found[ask.key].token_ids == [weights._tokens[ask.owner]] * 8
+    assert weights.told[0] == ("a", None, "b")
+    assert weights.told[-1] == ()  # no row has weights of its own any more
+
+
+def test_a_prompt_is_read_once_for_each_owner_that_asks_it(model) -> None:
+    weights = Shifts(model, {"a": 7, "b": 8})
+    owners = [None, "a", "a", "b", None]
+    asked = [Ask(i, [5, 6], Sampling(max_tokens=1, seed=(i,)), owner) for i, owner in enumerate(owners)]
+    try:
+        found = {a.key: a.token_ids for a in CPUSampler(model, end_ids=[], weights=weights).answers(asked)}
+    finally:
+        weights.close()
+    assert weights.told == [(None, "a", "b"), ()]
+    assert [found[i] for i in (1, 2, 3)] == [[7], [7], [8]]
+
+
+def test_an_owner_where_nobody_holds_weights_is_an_error(model) -> None:
+    asked = [replace(ask, owner="a") for ask in asks(1)]
+    with pytest.raises(ValueError, match="asks for the weights of 'a', and nobody here holds weights"):
+        list(CPUSampler(model, end_ids=[1]).answers(asked))
+    with pytest.raises(ValueError, match="asks for the weights of 'a', and this vLLM has one model for all"):
+        list(VLLMSampler(FakeLLM(), Params, at_once=3).answers(asked))
+
+
 # vLLM
 
 

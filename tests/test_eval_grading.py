@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from reasonrl.config import ConfigError
+from reasonrl.config import ConfigError, RunFailed
 from reasonrl.eval import grading
 from reasonrl.eval.grading import Grade, Grader, stated_option
 from reasonrl.eval.tasks import Question, Task, load_questions, load_task
 from reasonrl.verify import checkers
+from reasonrl.verify.judge.types import JudgeGone
 from reasonrl.verify.pool import Verdict, VerifierError, VerifyConfig
 
 CHOICE = VerifyConfig(checker="choice")
@@ -193,11 +194,20 @@ def test_letters_are_compared_by_the_choice_checker_only() -> None:
 # Programs, and many threads
 
 
-def test_programs_need_a_judge_and_the_message_names_the_tasks_that_do_not() -> None:
-    with pytest.raises(ConfigError, match=r"task humaneval: no judge configured") as told:
+def test_programs_are_run_and_nothing_else_is() -> None:
+    with pytest.raises(ConfigError, match=r"task humaneval asks for programs, .*: verify=exact cannot.*verify=code"):
         Grader(load_task("humaneval"), VerifyConfig(checker="exact"))
-    assert "gsm8k" in str(told.value)
-    assert "mbpp" not in str(told.value)
+    with pytest.raises(ConfigError, match=r"task gsm8k asks for no programs: verify=code has nothing to run"):
+        Grader(load_task("gsm8k"), VerifyConfig(checker="code"))
+
+
+def test_without_a_judges_word_there_is_no_grade() -> None:
+    """Any other failure is a grade of status error, which counts as wrong; this one would be a lie."""
+    failing: Future[Verdict] = Future()
+    graded_later = grading._then(failing, lambda verdict: Grade(verdict.correct, "ok"))
+    failing.set_exception(JudgeGone("no judge at unix:/nowhere"))
+    with pytest.raises(RunFailed, match="no judge at"):
+        graded_later.result(1)
 
 
 def test_one_grader_serves_many_threads() -> None:

@@ -35,7 +35,10 @@ PAPERS: dict[str, dict[str, tuple[Any, ...]]] = {
         **dict.fromkeys(("arc_c", "gpqa_diamond", "mmlu_pro"), (1, 0.0, 1.0, -1, 16000, None, "choice")),
     },
     "adaptivestep": dict.fromkeys(("gsm8k", "math500"), (1, 0.0, 1.0, -1, 1024, 1024, "either")),
-    "fttt": dict.fromkeys(("gsm8k", "math500"), (1, 0.0, 1.0, -1, 2048, None, "either")),
+    "fttt": {
+        "gsm8k": (1, 0.0, 1.0, -1, 2048, None, "gsm8k_release"),
+        "math500": (1, 0.0, 1.0, -1, 2048, None, "math_release"),
+    },
 }
 
 

@@ -122,7 +122,10 @@ def test_training_never_sees_a_question_of_a_task(tmp_path) -> None:
         (["val_tasks=[gms8k]"], "gsm8k"),
         (["val_tasks=[math500]", "val_data_dir=nowhere"], "val_data_dir"),
         (["val_data_dir=here"], "no task is given: val_tasks="),
-        (["val_tasks=[humaneval]"], "no judge configured"),
+        (
+            ["val_tasks=[humaneval]", "val_data_dir=.", "engine=cluster", "ray_address=auto", "engine.device=cpu"],
+            "humaneval",
+        ),
         (["val_tasks=[arithmetic,arithmetic]"], "names arithmetic twice"),
         (["val_tasks=[arithmetic]", "val_limit=0"], "val_limit"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from reasonrl.eval.judge import client as judge_client
-from reasonrl.eval.judge.client import JudgeClient
-from reasonrl.eval.judge.types import BadJob, Job, JudgeError, Limits, Outcome
+from reasonrl.verify.judge import client as judge_client
+from reasonrl.verify.judge.client import JudgeClient
+from reasonrl.verify.judge.types import BadJob, Job, JudgeError, JudgeGone, Limits, Outcome, Program
 
 JOB = Job("def f(): pass", "assert f() is None", names=("f",), limits=Limits(cpu_seconds=2))
 PASSED = (
@@ -43,7 +44,7 @@ def scripted(*answers: tuple[int, dict[str, Any]]) -> Iterator[tuple[str, list[d
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, answer = answers[min(len(asked), len(answers) - 1)]
-            asked.append({**body, "authorization": self.headers["Authorization"]})
+            asked.append({**body, "authorization": self.headers["Authorization"], "path": self.path})
             if not status:
                 self.close_connection = True
                 return
@@ -97,6 +98,27 @@ def test_it_asks_again_with_the_same_id_until_there_is_a_verdict(ask: Ask) -> No
         assert asked[0]["limits"] == {"cpu_seconds": 2, "memory_mb": 1024, "output_bytes": 65536}
         assert ask(client).passed
         assert len({each["id"] for each in asked}) == 2
+
+
+@both
+def test_a_program_is_asked_for_elsewhere(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "JOB", Program("print(1)", "in", Limits(cpu_seconds=2)))
+    with scripted((200, {**PASSED[1], "stdout": "1\n"})) as (url, asked), JudgeClient(url) as client:
+        assert ask(client).stdout == "1\n"
+    (body,) = asked
+    assert (body["path"], body["code"], body["stdin"]) == ("/v1/run", "print(1)", "in")
+    assert body["limits"] == {"cpu_seconds": 2, "memory_mb": 1024, "output_bytes": 65536}
+
+
+@both
+def test_who_has_no_judge_is_told_apart_from_who_has_no_verdict(ask: Ask) -> None:
+    """Without a judge no other program will get a verdict either, so that a run has to stop."""
+    for answer, gone in ((FAILING, False), ((422, {}), False), ((401, {}), True), ((200, {}), True)):
+        with scripted(answer) as (url, _), JudgeClient(url) as client, pytest.raises(JudgeError) as error:
+            ask(client)
+        assert isinstance(error.value, JudgeGone) is gone, answer
+    with JudgeClient("unix:/nowhere/socket", patience=0.1) as client, pytest.raises(JudgeGone):
+        ask(client)
 
 
 @both

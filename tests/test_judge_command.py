@@ -21,11 +21,11 @@ import pytest
 from judge_builders import DOUBLE, TESTS, job, need_judge
 
 from reasonrl.config import ConfigError
-from reasonrl.eval.judge.client import JudgeClient, encode_job
-from reasonrl.eval.judge.embedded import opened_judge
 from reasonrl.eval.judge.serve import HELP, JudgeKnobs, listen, loopback, own_token, run
-from reasonrl.eval.judge.types import BadJob, Job, JudgeError
 from reasonrl.eval.prm.knobs import read_knobs
+from reasonrl.verify.judge.client import JudgeClient, encode_job
+from reasonrl.verify.judge.embedded import opened_judge
+from reasonrl.verify.judge.types import BadJob, Job, JudgeError
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_verls_client_works_unchanged_and_sigterm_loses_nothing(tmp_path: Path) 
 def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
     need_judge()
     script = (
-        "import os\nfrom reasonrl.eval.judge.embedded import opened_judge\n"
+        "import os\nfrom reasonrl.verify.judge.embedded import opened_judge\n"
         "with opened_judge(unsafe_local=True) as judge:\n    print(judge.url, flush=True)\n    os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

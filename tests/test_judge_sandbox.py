@@ -11,6 +11,7 @@ import sys
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from judge_builders import DOUBLE, QUICK, TESTS, job, need_judge
 
 from reasonrl.config import ConfigError
 from reasonrl.eval.judge import canaries, inside, seccomp
-from reasonrl.eval.judge.jobs import compat_job, extract_code, humaneval_job, mbpp_job, names_under_test
+from reasonrl.eval.judge import sandbox as sandboxes
 from reasonrl.eval.judge.sandbox import BWRAP, Sandbox, explained
-from reasonrl.eval.judge.types import VERDICTS, Job, Limits, Outcome, Program
+from reasonrl.verify.judge.jobs import compat_job, extract_code, humaneval_job, mbpp_job, names_under_test
+from reasonrl.verify.judge.types import VERDICTS, Job, Limits, Outcome, Program
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,12 @@ def test_cpu_time_is_the_clock_not_the_time_on_the_wall(sandbox: Sandbox) -> Non
     assert outcome.wall_seconds > 1 > 0.2 > outcome.cpu_seconds
 
 
-def test_a_busy_machine_makes_no_timeout(sandbox: Sandbox) -> None:
-    """Five others on the same core: a quarter of a second takes more than one, but the program never waited."""
+def test_a_busy_machine_makes_no_timeout(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five others on the same core: a quarter of a second takes more than one, but the program never waited.
+
+    However busy the machine is besides: how long it may be kept from running at most has a test of its own.
+    """
+    monkeypatch.setattr(sandboxes, "LONGEST_STARVED", 100)
     code = "import time\ndef double(x):\n    while time.process_time() < 0.25:\n        pass\n    return 2 * x"
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
@@ -79,6 +85,28 @@ def test_a_busy_machine_makes_no_timeout(sandbox: Sandbox) -> None:
             other.wait()
     assert outcome.passed, outcome
     assert outcome.wall_seconds > 0.6  # or the others were not in its way
+
+
+def test_what_an_ended_process_waited_for_a_core_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a program that is over a moment before its tests would leave them with all of its delay."""
+    trees, waited = [[1, 2, 3], [1, 2]], {1: 7.0, 2: 0.5, 3: 2.0}  # 1 is bubblewrap itself
+    monkeypatch.setattr(sandboxes, "_tree", lambda pid: trees.pop(0))
+    monkeypatch.setattr(sandboxes, "_waited_for_a_core", waited.__getitem__)
+    running: Any = SimpleNamespace(
+        sandbox=SimpleNamespace(isolation="bwrap"), process=SimpleNamespace(pid=1), limits=Limits(), waited={}
+    )
+    assert sandboxes._Running._starved(running) == 2.5
+    assert sandboxes._Running._starved(running) == 2.5
+
+
+def test_a_program_that_others_keep_from_running_is_ended_too(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "LONGEST_STARVED", 3)
+    monkeypatch.setattr(sandboxes, "_waited_for_a_core", lambda pid: 1000.0)
+    outcome = sandbox.run(job("import time\ntime.sleep(60)", limits=Limits(cpu_seconds=0.4, wall_seconds=0.4)))
+    assert outcome.verdict == "timeout_wall"
+    assert 3 * 0.4 <= outcome.wall_seconds < 30
 
 
 def test_all_processes_of_a_program_share_its_cpu_time(sandbox: Sandbox) -> None:

@@ -12,7 +12,7 @@ from judge_builders import FakeSandbox
 
 from reasonrl.eval.judge.desk import Desk
 from reasonrl.eval.judge.service import LARGEST_BODY, make_app
-from reasonrl.eval.judge.types import Job, Limits, Outcome, Program
+from reasonrl.verify.judge.types import Job, Limits, Outcome, Program
 
 TOKEN = "a-token-of-some-length"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -20,14 +20,17 @@ ASKED: dict[str, Any] = {"code": "x = 1", "tests": "assert True"}
 
 
 def served(
-    work: Callable[[httpx.AsyncClient, Desk], Awaitable[None]], sandbox: FakeSandbox | None = None, **desk: int
+    work: Callable[[httpx.AsyncClient, Desk], Awaitable[None]],
+    sandbox: FakeSandbox | None = None,
+    largest_body: int = LARGEST_BODY,
+    **desk: int,
 ) -> FakeSandbox:
     """Run `work` against a service, all in one event loop."""
     fake = sandbox or FakeSandbox()
 
     async def main() -> None:
         own = Desk(fake, **{"cores": 1, **desk})  # type: ignore[arg-type]
-        app = make_app(own, token=TOKEN, limits=Limits())
+        app = make_app(own, token=TOKEN, limits=Limits(), largest_body=largest_body)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://judge", headers=BEARER) as client:
             try:
@@ -61,6 +64,7 @@ def test_only_the_token_opens_it_and_healthz_needs_none() -> None:
         ):
             for method, path in (
                 ("POST", "/v1/judge"),
+                ("POST", "/v1/run"),
                 ("POST", "/"),
                 ("POST", "/run_code"),
                 ("GET", "/metrics"),
@@ -110,6 +114,25 @@ def test_a_judgement_tells_verdict_and_isolation() -> None:
 
     fake = served(work, FakeSandbox(lambda task: Outcome("failed", "why")))
     assert fake.ran == [Job("x = 1", "assert True", limits=Limits(2.0, 8.0))]
+
+
+def test_a_whole_program_is_run_with_its_input_and_what_it_wrote_comes_back() -> None:
+    async def work(client: httpx.AsyncClient, desk: Desk) -> None:
+        asked = {"code": "print(input())", "stdin": "7", "limits": {"output_bytes": 2 << 20}, "id": "r"}
+        body = (await client.post("/v1/run", json=asked)).json()
+        assert (body["verdict"], body["stdout"], body["id"], body["isolation"]) == ("passed", "7\n", "r", "bwrap")
+        assert (await client.post("/v1/run", json={**asked, "tests": "x"})).status_code == 422
+
+    fake = served(work, FakeSandbox(lambda task: Outcome("passed", stdout=f"{task.stdin}\n")))
+    assert fake.ran == [Program("print(input())", "7", Limits(output_bytes=2 << 20))]
+
+
+def test_a_judge_may_take_longer_bodies() -> None:
+    async def work(client: httpx.AsyncClient, desk: Desk) -> None:
+        for count, status in ((LARGEST_BODY, 200), (2 * LARGEST_BODY, 413)):
+            assert (await client.post("/v1/run", json={"code": "", "stdin": "x" * count})).status_code == status
+
+    served(work, largest_body=2 * LARGEST_BODY)
 
 
 def test_without_a_sandbox_every_response_says_so() -> None:

@@ -29,7 +29,15 @@ ALLOWED = {
         "reasonrl.conf",
         "reasonrl.assets",
     ),
-    "reasonrl.verify": ("reasonrl.core", "reasonrl.functional", "reasonrl.parts", "reasonrl.data", "reasonrl.conf"),
+    # reasonrl.config for its two kinds of error, which a judge's client raises
+    "reasonrl.verify": (
+        "reasonrl.core",
+        "reasonrl.functional",
+        "reasonrl.parts",
+        "reasonrl.data",
+        "reasonrl.conf",
+        "reasonrl.config",
+    ),
 }
 NAMED_ON_PURPOSE = {
     ("reasonrl/engine/verl/config.py", "grpo"): "verl's word for an advantage estimator without a critic",

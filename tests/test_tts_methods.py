@@ -83,10 +83,8 @@ def test_best_of_n_may_go_on_to_the_end() -> None:
 def test_best_of_n_may_be_chosen_from_by_vote() -> None:
     trace, _, _ = play(BestOfN(selector="vote"), ["T", "F", "F"], 3)
     assert (trace.oracle, trace.chosen, trace.solved) == (False, 2, False)
-    with pytest.raises(
-        ConfigError, match="selector must be one of oracle, vote, got 'prm'; a process reward model chooses"
-    ):
-        BestOfN(selector="prm")
+    with pytest.raises(ConfigError, match="selector must be one of oracle, vote, prm, orm, got 'me'"):
+        BestOfN(selector="me")
 
 
 def test_an_attempt_that_could_not_be_verified_is_no_failure_of_best_of_n_but_is_charged() -> None:

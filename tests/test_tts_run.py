@@ -283,11 +283,15 @@ def test_a_hard_set_that_is_missing_is_told_with_the_command_that_builds_it() ->
         ),
         (["method=best_of_n", "model.x=1"], "Unknown group 'model' of reasonrl tts"),
         (["method=best_of_n", "budgets=3"], "Unknown key 'budgets' of reasonrl tts; did you mean budget"),
-        (["method=best_of_n", "task=humaneval"], "task humaneval: no judge configured"),
+        (["method=best_of_n", "task=humaneval", "verify=exact"], "task humaneval asks for programs"),
         (["method=best_of_n", "task=gsm9k"], "Unknown task 'gsm9k'; did you mean gsm8k"),
         (["method=best_of_n", "model=tinny"], "Unknown model 'tinny', and no such folder"),
         (["method=self_consistency", "task=ifeval"], "compares answers with each other, and those of task ifeval"),
-        (["method=fttt"], "method=fttt needs a backend that can grad, sample"),
+        (
+            ["method=fttt", "method.targets=query"],
+            "method.targets=query: this model has no linear module 'query'; it has",
+        ),
+        (["method=fttt", "engine.device=cuda"], "engine.device=cuda and no NVIDIA GPU found"),
         (
             ["method=revision", "prompt=boxed_text"],
             "method=revision answers attempts in turns of a chat, and prompt=boxed",

@@ -325,13 +325,16 @@ def test_a_checker_whose_library_is_missing_is_refused_with_the_way_out(monkeypa
     [
         (
             {"checker": "mathrule"},
-            r"Unknown verify\.checker 'mathrule'\. Did you mean 'mathruler' or 'math_verify'\? Choices: choice",
+            r"Unknown verify\.checker 'mathrule'\. Did you mean 'mathruler' or 'math_release'\? Choices: choice",
         ),
         ({"extract": "box"}, r"Unknown verify\.extract 'box'\. Did you mean 'boxed'"),
         ({"answer_after": "think"}, r"Unknown verify\.answer_after 'think'.*first_think"),
         ({"timeout": 0.0}, r"timeout must be > 0"),
         ({"workers": 0}, r"workers must be >= 1"),
         ({"cache_size": -1}, r"cache_size must be >= 0"),
+        ({"cpu_seconds": 0.0}, r"cpu_seconds must be >= 0.1"),
+        ({"memory_mb": 1}, r"memory_mb must be >= 64"),
+        ({"judge": "localhost:8078"}, r"verify\.judge must be http://\.\.\., https://"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
@@ -339,11 +342,12 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: 
         VerifyConfig(**settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["either", "mathruler", "math_verify", "exact", "choice"])
+@pytest.mark.parametrize("name", ["either", "mathruler", "math_verify", "exact", "choice", "code"])
 def test_every_configuration_of_the_group_holds_all_settings(name: str) -> None:
     settings = yaml.safe_load((files("reasonrl.conf") / "verify" / f"{name}.yaml").read_text())
     assert verify_from_config(settings) == VerifyConfig(checker=name)
-    assert set(settings) == {field.name for field in fields(VerifyConfig)}
+    of_programs = {"judge", "cpu_seconds", "memory_mb"} if name != "code" else set()
+    assert set(settings) == {field.name for field in fields(VerifyConfig)} - of_programs - {"answer_phrase"}
 
 
 def test_unknown_settings_name_the_nearest_ones() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from reasonrl.config import ConfigError
 from reasonrl.eval.judge.sandbox import Sandbox
-from reasonrl.eval.judge.types import Job, Limits, Outcome, Program
+from reasonrl.verify.judge.types import Job, Limits, Outcome, Program
 
 LIMITS = Limits(cpu_seconds=1.0)
 DOUBLE = "assert double(2) == 4\nassert double(-3) == -6"

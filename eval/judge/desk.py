@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from reasonrl.eval.judge.sandbox import Sandbox
-from reasonrl.eval.judge.types import VERDICTS, Job, Outcome, Program
+from reasonrl.verify.judge.types import VERDICTS, Job, Outcome, Program
 
 SLEEPERS = 8  # programs at work for each core, at most
 TRIES = 2  # of a sandbox that failed

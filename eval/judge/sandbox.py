@@ -31,7 +31,7 @@ from typing import Any
 
 from reasonrl.config import ConfigError
 from reasonrl.eval.judge import inside, seccomp
-from reasonrl.eval.judge.types import Job, Outcome, Program
+from reasonrl.verify.judge.types import Job, Outcome, Program
 
 NOBODY = 65534
 TICK = 0.1  # seconds between two looks of the watchdog
@@ -265,6 +265,7 @@ class _Running:
         self.ended_at: float | None = None
         self.usage = Usage()
         self.peak = 0
+        self.waited: dict[int, float] = {}  # seconds that each process waited for a core; of those that ended, too
         self.read: dict[int, bytearray] = {}
         self.began = time.monotonic()
         fds = stack.enter_context(_Fds())
@@ -388,9 +389,10 @@ class _Running:
     def _starved(self) -> float:
         """Seconds that it was ready to run while others had the core: a busy machine is not its fault."""
         wrapped = self.sandbox.isolation != "none"
-        seconds = sum(map(_waited_for_a_core, _tree(self.process.pid)[wrapped:]))
+        for pid in _tree(self.process.pid)[wrapped:]:
+            self.waited[pid] = max(self.waited.get(pid, 0.0), _waited_for_a_core(pid))
         most: float = (LONGEST_STARVED - 1) * self.limits.wall
-        return min(seconds, most)
+        return min(sum(self.waited.values()), most)
 
     def _stop(self, reason: str, message: str = "") -> None:
         if self.reason is None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonrl.config import ConfigError
-from reasonrl.eval.judge.types import Limits
 from reasonrl.eval.prm.knobs import read_knobs, require
+from reasonrl.verify.judge.types import TOKEN_FILE, TOKEN_VARIABLE, Limits
 
 if TYPE_CHECKING:
     from reasonrl.eval.judge.sandbox import Sandbox
@@ -45,6 +45,7 @@ Before it serves, it tries to break out of the sandbox in every way it knows, an
   memory_mb=1024          below 600 numpy does not load
   most_cpu_seconds=60     what a request may ask for
   most_memory_mb=4096
+  most_body_mb=1          what a request may hold; the inputs of contest problems are longer
 
   python=                 the programs' interpreter; default this one, or /usr/bin/python3 where nobody cannot run it
   packages=               a folder that programs may import from; default this installation's; none
@@ -52,12 +53,10 @@ Before it serves, it tries to break out of the sandbox in every way it knows, an
   unsafe_local=false      true: no sandbox. Any program can read, change and send what you can. Loopback only
   end_with_stdin=false    true: stop when stdin is closed, so that it never outlives who started it
 
-POST /v1/judge, POST / (the released FTTT judge), POST /run_code (SandboxFusion), GET /healthz, GET /metrics.
+POST /v1/judge, POST /v1/run, POST / (the released FTTT judge), POST /run_code (SandboxFusion), GET /healthz, GET /metrics.
 SIGTERM or Ctrl-C: what was accepted is still answered, nothing more is accepted.
 """
 COMMAND = "reasonrl judge"
-TOKEN_VARIABLE = "REASONRL_JUDGE_TOKEN"
-TOKEN_FILE = "~/.cache/reasonrl/judge-token"
 SHORTEST_TOKEN = 16
 
 
@@ -79,6 +78,7 @@ class JudgeKnobs:
     memory_mb: int = 1024
     most_cpu_seconds: float = 60.0
     most_memory_mb: int = 4096
+    most_body_mb: int = 1
     python: str | None = None
     packages: str | None = None
     bwrap: str | None = None
@@ -91,6 +91,7 @@ class JudgeKnobs:
         require(self.cores is None or self.cores >= 1, f"cores must be at least 1, got {self.cores}")
         require(self.queue >= 1, f"queue must be at least 1, got {self.queue}")
         require(self.cache >= 0, f"cache must be at least 0, got {self.cache}")
+        require(1 <= self.most_body_mb <= 1024, f"most_body_mb must be 1 to 1024, got {self.most_body_mb}")
         try:
             limits = self.limits()
         except ValueError as error:
@@ -172,6 +173,7 @@ def serve(sandbox: Sandbox, knobs: JudgeKnobs, cores: int, listener: socket.sock
         limits=knobs.limits(),
         most_cpu_seconds=knobs.most_cpu_seconds,
         most_memory_mb=knobs.most_memory_mb,
+        largest_body=knobs.most_body_mb << 20,
     )
     tls: dict[str, Any] = {"ssl_certfile": knobs.tls_cert, "ssl_keyfile": knobs.tls_key} if knobs.tls_cert else {}
     config = uvicorn.Config(

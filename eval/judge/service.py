@@ -1,6 +1,7 @@
 """HTTP around the judge's desk.
 
     POST /v1/judge  {"code", "tests", ...} -> {"verdict", "passed", "message", "cpu_seconds", ...}
+    POST /v1/run    {"code", "stdin", ...} -> the same and "stdout": a whole program, no verdict on what it wrote
     POST /          {"problem": {"prompt", "test", "entry_point"}, "completion"} -> {"passed", "result": 1 | 2 | 3}
     POST /run_code  SandboxFusion's schema, so that verl's own client works with this address
     GET  /healthz   backend, limits, what is under way; needs no token
@@ -26,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reasonrl.eval.judge.desk import Conflict, Desk, Full
-from reasonrl.eval.judge.jobs import compat_job
-from reasonrl.eval.judge.types import MODES, Job, Limits, Outcome, Program
+from reasonrl.verify.judge.jobs import compat_job
+from reasonrl.verify.judge.types import MODES, Job, Limits, Outcome, Program
 
 LARGEST_BODY = 1 << 20  # bytes
 PYTHONS = ("python", "Python", "python3")
@@ -57,6 +58,15 @@ class JobIn(Strict):
     prelude: str = ""
     names: tuple[str, ...] = ()
     mode: Literal["strict", "nonce"] = "strict"
+    limits: LimitsIn = Field(default_factory=lambda: LimitsIn.model_validate({}))
+    id: str | None = Field(None, max_length=200)
+
+
+class ProgramIn(Strict):
+    """POST /v1/run."""
+
+    code: str
+    stdin: str = ""
     limits: LimitsIn = Field(default_factory=lambda: LimitsIn.model_validate({}))
     id: str | None = Field(None, max_length=200)
 
@@ -92,8 +102,8 @@ class RunIn(BaseModel):
 class Gate:
     """Before anything is parsed: token, origin, size of the body; and on every answer, how it was isolated."""
 
-    def __init__(self, app: ASGIApp, token: str | None, isolation: str) -> None:
-        self.app, self.token = app, token
+    def __init__(self, app: ASGIApp, token: str | None, isolation: str, largest: int = LARGEST_BODY) -> None:
+        self.app, self.token, self.largest = app, token, largest
         self.isolation = (UNSAFE if isolation == "none" else isolation).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +119,7 @@ class Gate:
 
         refused = self._refusal(scope)
         if refused is None:
-            body = await _body(receive, scope)
+            body = await _body(receive, scope, self.largest)
             if isinstance(body, bytes):
                 await self.app(scope, _again(body, receive), told)
                 return
@@ -143,11 +153,11 @@ class Gate:
         return hmac.compare_digest(word.strip(), self.token.encode())
 
 
-async def _body(receive: Receive, scope: Scope) -> bytes | Response:
+async def _body(receive: Receive, scope: Scope, largest: int) -> bytes | Response:
     """All of it, or the refusal of one that is too long."""
-    too_long = _error(413, f"the body is longer than {LARGEST_BODY} bytes")
+    too_long = _error(413, f"the body is longer than {largest} bytes; most_body_mb= of reasonrl judge allows more")
     told = dict(scope["headers"]).get(b"content-length", b"0")
-    if not told.isdigit() or int(told) > LARGEST_BODY:
+    if not told.isdigit() or int(told) > largest:
         return too_long
     parts, size = [], 0
     while True:
@@ -156,7 +166,7 @@ async def _body(receive: Receive, scope: Scope) -> bytes | Response:
             return _error(400, "the request ended early")
         part = message.get("body", b"")
         size += len(part)
-        if size > LARGEST_BODY:
+        if size > largest:
             return too_long
         parts.append(part)
         if not message.get("more_body"):
@@ -182,9 +192,15 @@ def _error(status: int, why: str, **headers: str) -> JSONResponse:
 
 
 def make_app(
-    desk: Desk, *, token: str | None, limits: Limits, most_cpu_seconds: float = 60.0, most_memory_mb: int = 4096
+    desk: Desk,
+    *,
+    token: str | None,
+    limits: Limits,
+    most_cpu_seconds: float = 60.0,
+    most_memory_mb: int = 4096,
+    largest_body: int = LARGEST_BODY,
 ) -> ASGIApp:
-    """The service. limits: of jobs that ask for none; most_*: what a job may ask for."""
+    """The service. limits: of jobs that ask for none; most_*: what a job may ask for; largest_body: bytes."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -225,13 +241,20 @@ def make_app(
     @app.post("/v1/judge")
     async def judge(asked: JobIn) -> Response:
         job = Job(asked.code, asked.tests, asked.prelude, asked.names, asked.mode, limits_of(asked.limits))
-        answer = await desk.judge(job, asked.id)
+        return await answered(job, asked.id)
+
+    @app.post("/v1/run")
+    async def run(asked: ProgramIn) -> Response:
+        return await answered(Program(asked.code, asked.stdin, limits_of(asked.limits)), asked.id)
+
+    async def answered(task: Job | Program, id: str | None) -> Response:
+        answer = await desk.judge(task, id)
         outcome = answer.outcome
         body = {
             **outcome.asdict(),
             "passed": outcome.passed,
             "cached": answer.cached,
-            "id": asked.id,
+            "id": id,
             "isolation": desk.sandbox.isolation,
         }
         return JSONResponse(body, _status(outcome))
@@ -282,7 +305,7 @@ def make_app(
     async def metrics() -> Response:
         return PlainTextResponse(desk.metrics(), media_type="text/plain; version=0.0.4")
 
-    return Gate(app, token, desk.sandbox.isolation)
+    return Gate(app, token, desk.sandbox.isolation, largest_body)
 
 
 def _given(limits: Limits) -> dict[str, Any]:

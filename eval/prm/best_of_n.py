@@ -236,14 +236,13 @@ def compared(
 ) -> dict[str, Any]:
     """Accuracy of every way to choose at each N, with intervals over problems, and paired differences."""
     from reasonrl.engine.prm import beyond_context
-    from reasonrl.eval.prm.candidates import answer_key
     from reasonrl.functional.choice import aggregate
     from reasonrl.functional.estimates import mean_interval, paired_interval
 
     values = {
         name: {how: [_aggregated(aggregate, s, how) for s in each] for how in hows} for name, each in scores.items()
     }
-    keys = {name: [answer_key(c.given) for c in some] for name, some in found.problems.items()}
+    keys = {name: [found.key(c.given) for c in some] for name, some in found.problems.items()}
     right = {name: np.array([c.right for c in some], dtype=np.float64) for name, some in found.problems.items()}
     flat = [s for each in scores.values() for s in each]
     curve, differences = [], []

@@ -7,8 +7,8 @@ From a store of `reasonrl prm data` (or its `prm.parquet`), or from a run's fold
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from reasonrl.config import ConfigError
 from reasonrl.eval.prm.labelled import read_responses
 from reasonrl.functional.confidence import capped, confidence, line_ends, random_ends, step_ends
+from reasonrl.verify.code import program_in, vote_key
+from reasonrl.verify.pool import CODE
 
 SPLITS = ("confidence", "newline", "random5")
 
@@ -42,11 +44,18 @@ class Candidates:
     """All of them.
 
     policy: model that wrote them, as a path or hub name; None when unknown. problems: id -> its N, first sampled first.
+    programs: whether the answers are programs.
     """
 
     source: str
     policy: str | None
     problems: Mapping[str, Sequence[Candidate]]
+    programs: bool = False
+
+    @property
+    def key(self) -> Callable[[str | None], Hashable]:
+        """An answer in a form in which equal ones are equal, for votes; None for none."""
+        return program_key if self.programs else answer_key
 
     @property
     def most(self) -> int:
@@ -62,13 +71,14 @@ class Candidates:
 def read_candidates(given: str, limit: int | None = None) -> Candidates:
     """From `candidates=`. limit: problems, the first of the file. Raises ConfigError."""
     path = Path(given).expanduser()
-    found = _from_run(path) if (path / "rollouts").is_dir() else _from_store(given)
+    run = (path / "rollouts").is_dir() and not (path / "responses").is_dir()  # a labelled store has both
+    found = _from_run(path) if run else _from_store(given)
     kept = dict(list(found.problems.items())[:limit])
     if len(kept) < 2:
         raise ConfigError(
             f"{given} has candidates of {len(kept)} problem; intervals resample problems and need 2 or more"
         )
-    return Candidates(found.source, found.policy, kept)
+    return replace(found, problems=kept)
 
 
 def _from_store(given: str) -> Candidates:
@@ -90,7 +100,8 @@ def _from_store(given: str) -> Candidates:
             problems.setdefault(row.problem_id, []).append((int(number), made))
     ordered = {name: [made for _, made in sorted(some, key=lambda x: x[0])] for name, some in problems.items()}
     policy = responses.about.get("path")
-    return Candidates(str(responses.path), None if policy is None else str(policy), ordered)
+    programs = responses.settings.get("verify.checker") == CODE
+    return Candidates(str(responses.path), None if policy is None else str(policy), ordered, programs)
 
 
 def _from_run(path: Path) -> Candidates:
@@ -102,7 +113,6 @@ def _from_run(path: Path) -> Candidates:
     from reasonrl.data.prompts import prompt_from_config
     from reasonrl.engine.verl.launch import load_tokenizer
     from reasonrl.runs.folder import RunFolder
-    from reasonrl.verify.extract import extract_answer
 
     folder = RunFolder.open(path)
     cfg: Any = OmegaConf.load(folder.path / "config.yaml")
@@ -115,6 +125,7 @@ def _from_run(path: Path) -> Candidates:
     )
     questions = {problem.id: question for problem, question in zip(loaded.problems, loaded.questions, strict=True)}
     problems: dict[str, list[Candidate]] = {}
+    programs = cfg.verify.get("checker") == CODE
     names = ["problem_id", "trained", "text", "prompt_ids", "prefix_ids", "token_ids", "logprobs", "finished", "score"]
     for file in sorted((folder.path / "rollouts").glob("step_*.parquet")):
         here: dict[str, list[Candidate]] = {}
@@ -129,7 +140,7 @@ def _from_run(path: Path) -> Candidates:
                     np.asarray([*prefix, *made], np.int32),
                     np.asarray([0.0] * len(prefix) + row["logprobs"], np.float32),
                     np.asarray([False] * len(prefix) + [True] * len(made), np.bool_),
-                    extract_answer(row["text"], cfg.verify.get("extract", "auto")),
+                    _stated(row["text"], cfg.verify),
                     row["score"] > 0.5,
                     row["finished"],
                 )
@@ -137,7 +148,19 @@ def _from_run(path: Path) -> Candidates:
         problems.update(here)
     if not problems:
         raise ConfigError(f"{folder.path} has no recorded rollouts (record=true): choose another run")
-    return Candidates(str(folder.path), str(cfg.model.path), problems)
+    return Candidates(str(folder.path), str(cfg.model.path), problems, programs)
+
+
+def _stated(text: str, verify: Any) -> str | None:
+    """The answer that a text states."""
+    from reasonrl.verify.extract import cut_reasoning, extract_answer
+
+    scored = cut_reasoning(text, verify.get("answer_after", "none"))
+    if scored is None:
+        return None
+    return (
+        program_in(scored) if verify.get("checker") == CODE else extract_answer(scored, verify.get("extract", "auto"))
+    )
 
 
 @dataclass(frozen=True)
@@ -190,3 +213,8 @@ def answer_key(given: str | None) -> str | Fraction | None:
         return Fraction(plain.replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return plain or None
+
+
+def program_key(program: str | None) -> str | None:
+    """A program in a form in which equal ones are equal, whatever their layout and comments."""
+    return None if program is None else vote_key(program)

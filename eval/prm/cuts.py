@@ -5,7 +5,7 @@ L tokens of a response, K steps of a response
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,8 @@ class Cut:
     response: Response
     boundaries: Ends  # every end below tau but the last, before the cap
     ends: Ends  # (K,) after it
-    owned: tuple[int, ...]  # interior ends whose prefix no earlier response of the problem has cut at too
+    owned: tuple[int, ...]  # interior ends to roll out: no earlier response of the problem has cut at the same prefix
+    settled: int = 0  # so many of the interior ends, the last ones, are not: the verdict stands there, whatever follows
 
     @property
     def interior(self) -> Ends:
@@ -53,8 +54,14 @@ def calibrated(pool: Array, quantile: float) -> float:
     return threshold(pool, quantile, least=LEAST_TOKENS)
 
 
-def cut_problem(responses: Sequence[Response], tau: float, special_ids: Ids, max_steps: int) -> list[Cut]:
-    """All responses of one problem in steps."""
+def cut_problem(
+    responses: Sequence[Response],
+    tau: float,
+    special_ids: Ids,
+    max_steps: int,
+    stands: Callable[[Ids], bool] | None = None,
+) -> list[Cut]:
+    """All responses of one problem in steps. stands: whether no continuation of a prefix changes the verdict any more."""
     if not responses:
         return []
     confidences = [response.confidence for response in responses]
@@ -64,9 +71,21 @@ def cut_problem(responses: Sequence[Response], tau: float, special_ids: Ids, max
     cuts = []
     for response, each, found in zip(responses, confidences, np.split(flat, counts.cumsum()[:-1]), strict=True):
         ends = capped(found, each, max_steps)
-        cut = Cut(response, found[:-1], ends, ())
-        prefixes = [cut.prefix(int(end)) for end in cut.interior]
-        owned = tuple(int(end) for end, prefix in zip(cut.interior, prefixes, strict=True) if prefix not in seen)
+        settled = 0 if stands is None else _settled(response, ends[:-1], stands)
+        cut = Cut(response, found[:-1], ends, (), settled)
+        unsettled = cut.interior[: len(cut.interior) - settled]
+        prefixes = [cut.prefix(int(end)) for end in unsettled]
+        owned = tuple(int(end) for end, prefix in zip(unsettled, prefixes, strict=True) if prefix not in seen)
         seen.update(prefixes)
-        cuts.append(Cut(response, found[:-1], ends, owned))
+        cuts.append(Cut(response, found[:-1], ends, owned, settled))
     return cuts
+
+
+def _settled(response: Response, interior: Ends, stands: Callable[[Ids], bool]) -> int:
+    """How many of the interior ends, counted from the last, have a verdict that stands."""
+    count = 0
+    for end in interior[::-1]:
+        if not stands(response.token_ids[: end + 1]):
+            break
+        count += 1
+    return count

@@ -40,6 +40,7 @@ labels every cut by continuing from it: hard = any continuation is right, soft =
 
   reasonrl prm data model=tiny data=arithmetic data.size=64 n=8 rollouts=4
   reasonrl prm train data=prm/tiny-arithmetic
+  reasonrl prm data model=... data=mbpp prompt=code verify=code         programs: right = a judge saw all tests pass
 
   n=30            responses a problem; equal ones are kept once
   rollouts=8      continuations of each cut. Larger: finer soft labels, hard labels nearer to 1, so many times the
@@ -211,10 +212,11 @@ def summary(folder: Path, console: Console) -> None:
             f"{total[f'tokens.{kind}'] / max(total['tokens'], 1):.1%} of the tokens"
         )
     if made["rollouts"]:
-        ends, rolled = max(total["ends"], 1), total["rolled_out"]
+        ends, rolled, settled = max(total["ends"], 1), total["rolled_out"], total.get("settled", 0)
         lines["labels"] = (
             f"{total['ends']} of interior ends, hard {total['hard'] / ends:.3f}, soft "
-            f"{total['soft'] / ends / made['rollouts']:.3f} on average; {total['ends'] - rolled} of them shared"
+            f"{total['soft'] / ends / made['rollouts']:.3f} on average; {total['ends'] - rolled - settled} of them shared"
+            + (f", {settled} behind the program" if settled else "")
         )
     lines["generated"] = f"{total['response_tokens']:,} tokens of responses, {total['rollout_tokens']:,} of rollouts"
     if total["no_verdict"]:

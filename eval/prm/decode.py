@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonrl.config import ConfigError
+from reasonrl.config import ConfigError, RunFailed
 from reasonrl.eval.prm.knobs import read_knobs, require
+from reasonrl.eval.prm.programs import UntilComplete
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from omegaconf import DictConfig
     from rich.console import Console
 
+    from reasonrl.core import Problem
     from reasonrl.engine.prm import Scorer
     from reasonrl.engine.prm.guided import Row
+    from reasonrl.verify.pool import Verdict
 
 HELP = """\
 reasonrl prm decode model=<policy> data=... prm=<folder or http://host:port> [key=value ...]
@@ -28,6 +33,7 @@ reasonrl prm decode model=<policy> data=... prm=<folder or http://host:port> [ke
 Decodes greedily, then again with the process reward model choosing among the likeliest tokens where the model is unsure.
 
   reasonrl prm decode model=tiny data=arithmetic prm=prm/scorer limit=200
+  reasonrl prm decode model=... data=humaneval prompt=code verify=code prm=...     programs, run by a judge
 
   tau=                  unsure: the best token has less probability; default: that of the data the PRM learned from
   candidates=8          tokens to choose among
@@ -49,6 +55,7 @@ ELSEWHERE = {  # keys of a run that would not do here what they say
     "resume": "is for run folders",
     "dry_run": "is for training",
 }
+RESPONSES = "responses.jsonl"
 TOLD_SECONDS = 10.0
 
 
@@ -108,7 +115,7 @@ def compare(
 ) -> dict[str, Any]:
     """Decode both ways, judge, write; returns what is in results.json. scorer: one that is open already.
 
-    Raises ConfigError.
+    Raises ConfigError, and RunFailed when a judge gives no verdict; the responses are kept then.
     """
     from rich.console import Console
 
@@ -118,10 +125,12 @@ def compare(
     from reasonrl.models import check_model
     from reasonrl.runs.files import write_text
     from reasonrl.sampled.problems import asked_problems
-    from reasonrl.verify.pool import Verifier, VerifierError, verify_from_config
+    from reasonrl.train import check_nodes
+    from reasonrl.verify.pool import CODE, Verifier, VerifierError, verify_from_config
 
     console = console or Console(quiet=True)
     cfg = typed(cfg)
+    check_nodes(cfg)
     check_model(cfg)
     asked = asked_problems(cfg, 1, split=knobs.split)
     problems, questions = asked.loaded.problems[: knobs.limit], asked.loaded.questions[: knobs.limit]
@@ -152,44 +161,73 @@ def compare(
     console.print(f"{len(problems)} problems{asked.dropped}, tau {tau:.4f}, {knobs.candidates} candidates")
     found: dict[str, list[Row]] = {}
     seconds: dict[str, float] = {}
-    for name, choose in (("greedy", greedy), ("guided", guide)):
-        started = time.monotonic()
-        try:
-            found[name] = decode(
-                model,
-                prompts,
-                end_ids=end_ids,
-                max_tokens=cfg.max_new_tokens,
-                choose=choose,
-                rows=knobs.rows,
-                tell=_telling(console, name, len(prompts)),
-            )
-        except ValueError as error:  # the scorer's: another vocabulary, a lossy tokenizer
-            raise ConfigError(str(error)) from error
-        seconds[name] = time.monotonic() - started
-    texts = {
-        name: [asked.tokenizer.decode(row.token_ids, skip_special_tokens=True) for row in rows]
-        for name, rows in found.items()
-    }
-    answers = [problem.answer for problem in problems]
+    texts: dict[str, list[str]] = {}
+    asked_for: dict[str, list[Future[Verdict]]] = {}
+    programs = cfg.verify.checker == CODE
+    guided = UntilComplete(guide, greedy, asked.tokenizer, cfg.verify.answer_after) if programs else guide
+    out = Path(knobs.out or Path("prm-decode") / f"{cfg.model.name}-{cfg.data.name}".replace("/", "-")).expanduser()
     try:
         with Verifier(verify_from_config(cfg.verify)) as verifier:
-            verdicts = {
-                name: [v.correct for v in verifier.verify_many(zip(each, answers, strict=True))]
-                for name, each in texts.items()
-            }
+            verifier.warm_up()  # what is broken is told before the first token
+            for name, choose in (("greedy", greedy), ("guided", guided)):
+                started = time.monotonic()
+                try:
+                    found[name] = decode(
+                        model,
+                        prompts,
+                        end_ids=end_ids,
+                        max_tokens=cfg.max_new_tokens,
+                        choose=choose,
+                        rows=knobs.rows,
+                        tell=_telling(console, name, len(prompts)),
+                    )
+                except ValueError as error:  # the scorer's: another vocabulary, a lossy tokenizer
+                    raise ConfigError(str(error)) from error
+                seconds[name] = time.monotonic() - started
+                texts[name] = [asked.tokenizer.decode(row.token_ids, skip_special_tokens=True) for row in found[name]]
+                asked_for[name] = [
+                    verifier.submit(text, problem.answer) for text, problem in zip(texts[name], problems, strict=True)
+                ]
+            verdicts = {name: [future.result().correct for future in each] for name, each in asked_for.items()}
     except VerifierError as error:
         raise ConfigError(str(error)) from error
-    out = Path(knobs.out or Path("prm-decode") / f"{cfg.model.name}-{cfg.data.name}".replace("/", "-")).expanduser()
+    except RunFailed as error:
+        if len(found) < 2:
+            raise
+        _write_responses(out, problems, found, texts, None)
+        raise RunFailed(f"{error}. The responses are in {out / RESPONSES}, without verdicts") from error
     results = {
         "model": package_path(cfg.model.path),
         "data": cfg.data.name,
         "prm": knobs.prm,
         "identity": scorer.identity,
         "tau": float(tau),
+        "verify": verify_from_config(cfg.verify).comparable,
         **{name: getattr(knobs, name) for name in ("candidates", "tags", "round_percent", "split")},
         **measured(found, verdicts, seconds, guide),
     }
+    _write_responses(out, problems, found, texts, verdicts)
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(out / "table.md", table(results))
+    console.print(f"{table(results)}\n{out}")
+    if not results["triggers_a_response"]:
+        console.print(
+            f"the process reward model was never asked: no best token had less probability than tau={tau:.4g}, which is a "
+            "quantile of sampled tokens. Give a larger tau=, such as 0.5"
+        )
+    return results
+
+
+def _write_responses(
+    out: Path,
+    problems: Sequence[Problem],
+    found: Mapping[str, Sequence[Row]],
+    texts: Mapping[str, Sequence[str]],
+    verdicts: Mapping[str, Sequence[bool]] | None,
+) -> None:
+    """A line a problem, with both ways. verdicts: None when there are none. Raises ConfigError."""
+    from reasonrl.runs.files import write_text
+
     lines = [
         json.dumps(
             {
@@ -198,7 +236,7 @@ def compare(
                 **{
                     way: {
                         "text": texts[way][i],
-                        "right": verdicts[way][i],
+                        "right": None if verdicts is None else verdicts[way][i],
                         "asked": rows[i].asked,
                         "changed": rows[i].changed,
                     }
@@ -212,11 +250,7 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {out} ({error.strerror}): choose another out=") from error
-    write_text(out / "responses.jsonl", "\n".join(lines) + "\n")
-    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
-    write_text(out / "table.md", table(results))
-    console.print(f"{table(results)}\n{out}")
-    return results
+    write_text(out / RESPONSES, "\n".join(lines) + "\n")
 
 
 def _telling(console: Console, name: str, total: int) -> Any:

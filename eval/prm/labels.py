@@ -19,7 +19,7 @@ from reasonrl.config import ConfigError
 from reasonrl.eval.prm import responses as stage
 from reasonrl.eval.prm.cuts import Cut
 from reasonrl.eval.prm.file import Floats
-from reasonrl.eval.prm.responses import NO_VERDICT, Engine
+from reasonrl.eval.prm.responses import NO_VERDICT, Engine, verdicts
 from reasonrl.functional.process import hard_label, soft_label
 from reasonrl.sampled.answers import Progress, judged, noise_key, sampling
 
@@ -100,14 +100,14 @@ def roll_out(
             return rollouts * len(tasks[id].cut.owned)
 
         for id, samples in judged(asks(), wanted, engine.sampler, judge):
-            verdicts = [sample.verdict.result() for sample in samples]
-            right = np.array([verdict.correct for verdict in verdicts], int).reshape(-1, rollouts)
+            found = verdicts(tasks[id].problem_id, samples)
+            right = np.array([verdict.correct for verdict in found], int).reshape(-1, rollouts)
             row = {
                 "id": id,
                 "ends": list(tasks[id].cut.owned),
                 "right": right.tolist(),  # (ends, J)
                 "tokens": sum(len(sample.token_ids) for sample in samples),
-                "no_verdict": sum(verdict.status in NO_VERDICT for verdict in verdicts),
+                "no_verdict": sum(verdict.status in NO_VERDICT for verdict in found),
             }
             if id not in journal.done:
                 journal.add(row)
@@ -117,7 +117,8 @@ def roll_out(
 def labels(problem_id: str, cuts: Sequence[Cut], rows: Mapping[str, Mapping[str, Any]]) -> list[Labels]:
     """Hard and soft labels (K,) of a problem's responses, from the journals' rows by id.
 
-    The last end has the response's own verdict. Raises ConfigError for rows of other responses.
+    The last end has the response's own verdict, and so has an end after which nothing can change it any more. Raises
+    ConfigError for rows of other responses.
     """
     known: dict[bytes, tuple[float, float]] = {}
     for task in tasks_of(0, problem_id, cuts):
@@ -131,8 +132,10 @@ def labels(problem_id: str, cuts: Sequence[Cut], rows: Mapping[str, Mapping[str,
             known[task.cut.prefix(end)] = (float(hard_label(right)), float(soft_label(right)))
     both = []
     for cut in cuts:
-        pairs = [known[cut.prefix(int(end))] for end in cut.interior]
-        pairs += [(float(cut.response.right),) * 2] * bool(cut.ends.size)
+        own = (float(cut.response.right),) * 2
+        open_ends = cut.interior[: len(cut.interior) - cut.settled]
+        pairs = [known[cut.prefix(int(end))] for end in open_ends]
+        pairs += [own] * (cut.settled + bool(cut.ends.size))
         table = np.array(pairs, np.float32).reshape(-1, 2)  # (K, 2)
         both.append((table[:, 0], table[:, 1]))
     return both

@@ -71,7 +71,8 @@ def counts(
     """Totals. responses, right, response_tokens and pool_tokens count equal responses, everything else does not.
 
     boundaries: interior ends before the cap; ends: after it. tokens: without special ones. hard: labels of interior ends
-    that are 1; soft: right continuations of interior ends. closed: last ends. no_verdict: counted as wrong.
+    that are 1; soft: right continuations of interior ends, of settled ones as if all were rolled out. settled: behind
+    the program. closed: last ends. no_verdict: counted as wrong.
     """
     every = list(chain.from_iterable(cuts))
     responses = [cut.response for cut in every]
@@ -93,6 +94,7 @@ def counts(
         "tokens": sum(sizes),
         "boundaries": sum(len(cut.boundaries) for cut in every),
         "ends": sum(len(cut.interior) for cut in every),
+        "settled": sum(cut.settled for cut in every),
         "steps": sum(len(cut.ends) for cut in every),
         "closed": sum(len(cut.ends) > 0 for cut in every),
         "closed_right": sum(cut.response.right for cut in every if len(cut.ends)),

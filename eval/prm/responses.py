@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonrl.config import ConfigError
+from reasonrl.config import ConfigError, RunFailed
 from reasonrl.eval.prm.file import Floats, Ids
 from reasonrl.functional.confidence import Mask, confidence
 from reasonrl.sampled.answers import Progress, Sample, judged, noise_key, sampling
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reasonrl.verify.pool import Verdict, Verifier
 
 TOGETHER = 1024  # answers that are asked for together: larger uses a GPU better, and loses more when killed
-NO_VERDICT = ("timeout", "error")
+NO_VERDICT = ("timeout", "error")  # counts as wrong: it would happen again. A program has a verdict or stops everything
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +97,14 @@ class Engine:
         return self.verifier.submit(self.tokenizer.decode(token_ids, skip_special_tokens=True), answer)
 
 
+def verdicts(problem_id: str, samples: Sequence[Sample]) -> list[Verdict]:
+    """The verdicts on samples of one problem. Raises RunFailed where a judge has none: that is no label."""
+    try:
+        return [sample.verdict.result() for sample in samples]
+    except RunFailed as error:
+        raise RunFailed(f"problem {problem_id!r}: {error}") from error
+
+
 def sample_responses(
     engine: Engine, n: int, loaded: Loaded, todo: Sequence[range], journal: Journal, progress: Progress
 ) -> None:
@@ -121,6 +129,7 @@ def sample_responses(
         for place, samples in judged(asks(), lambda place: n, engine.sampler, judge):
             problem_id = loaded.problems[place].id
             if problem_id not in journal.done:
+                verdicts(problem_id, samples)
                 journal.add(written(problem_id, distinct(problem_id, samples)))
             progress(samples)
 

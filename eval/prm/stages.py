@@ -20,6 +20,7 @@ from reasonrl.eval.prm.cuts import Cut, calibrated, cut_problem, pooled
 from reasonrl.eval.prm.file import FILE, Ids, read_facts, write
 from reasonrl.eval.prm.labels import Task, roll_out, tasks_of, together
 from reasonrl.eval.prm.merge import all_labels, counts, rows
+from reasonrl.eval.prm.programs import complete
 from reasonrl.eval.prm.responses import Engine, Response, own_groups, read_back, sample_responses
 from reasonrl.runs.files import replacing
 from reasonrl.runs.journal import Journal, Missing, Shard, Written, read_shards, refuse_others, saying_how_to_continue
@@ -160,14 +161,28 @@ class Work:
 
     def cut(self, responses: Sequence[Sequence[Response]], tau: float) -> list[list[Cut]]:
         """Stage 2."""
-        cuts = [cut_problem(some, tau, self.special_ids, self.knobs.max_steps) for some in responses]
+        stands = self.stands if self.knobs.rollouts else None
+        cuts = [cut_problem(some, tau, self.special_ids, self.knobs.max_steps, stands) for some in responses]
         every = list(chain.from_iterable(cuts))
         ends, rolled = sum(len(cut.interior) for cut in every), sum(len(cut.owned) for cut in every)
+        settled = sum(cut.settled for cut in every)
         self.console.print(
             f"tau {tau:.4f}: {ends / len(every):.2f} cuts a response"
             + (f", {rolled} of {ends} cuts to roll out" if self.knobs.rollouts else "")
+            + (f"; {settled} stand after the program, whose verdict they take" if settled else "")
         )
         return cuts
+
+    @functools.cached_property
+    def stands(self) -> Callable[[Ids], bool] | None:
+        """Whether tokens hold a whole program; None where answers are no programs, as any answer can be taken back."""
+        from reasonrl.verify.pool import CODE
+
+        verify = self.cfg.verify
+        if verify.checker != CODE:
+            return None
+        decode = functools.partial(self.problems.tokenizer.decode, skip_special_tokens=True)
+        return lambda token_ids: complete(decode(token_ids), verify.answer_after)
 
     def roll_out(self, engine: Callable[[], Engine], cuts: Sequence[Sequence[Cut]], tau: float) -> None:
         """Stage 3, of this shard."""

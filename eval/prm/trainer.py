@@ -99,19 +99,37 @@ class Progress(TrainerCallback):
             self.console.print(told_held_out(self.history[-1]))
 
 
-class StepTrainer(Trainer):
-    """Trainer with our loss and our order."""
+class OrderedTrainer(Trainer):
+    """Trainer with our order, that takes no step on gradients that are no numbers."""
+
+    def __init__(self, knobs: Any, train: Sequence[Any], **given: Any) -> None:
+        """knobs: batch and seed. train: examples with their `ids`."""
+        self.knobs, self.train_examples = knobs, train
+        super().__init__(train_dataset=train, **given)  # type: ignore[arg-type]
+        self.model_accepts_loss_kwargs = True  # the loss wants the count of what is learned in the whole optimiser step
+        self.remove_callback(PrinterCallback)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Called before every update. Raises RunFailed for gradients that would destroy the weights."""
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise RunFailed(
+                f"the gradients of step {self.state.global_step + 1} are not finite, so the step was not taken. What was "
+                f"saved before is in {self.args.output_dir}. Another attention= or a smaller lr= may help, in another out="
+            )
+        return norm
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return Order([example.ids.size for example in self.train_examples], self.knobs.batch, self.knobs.seed)
+
+
+class StepTrainer(OrderedTrainer):
+    """Trainer with the loss at the tags."""
 
     def __init__(self, knobs: TrainKnobs, examples: Examples, progress: Progress, **given: Any) -> None:
-        self.knobs, self.examples, self.progress = knobs, examples, progress
-        super().__init__(
-            train_dataset=examples.train,  # type: ignore[arg-type]
-            data_collator=lambda some: collated(some, knobs.packing),  # type: ignore[arg-type]
-            callbacks=[progress],
-            **given,
-        )
-        self.model_accepts_loss_kwargs = True  # our loss wants the count of tags of the whole optimiser step
-        self.remove_callback(PrinterCallback)
+        self.examples, self.progress = examples, progress
+        collate = lambda some: collated(some, knobs.packing)  # noqa: E731
+        super().__init__(knobs, examples.train, data_collator=collate, callbacks=[progress], **given)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -128,22 +146,9 @@ class StepTrainer(Trainer):
         # gradients are averaged over processes, while the count is of all of them
         return losses.sum() / num_items_in_batch * self.accelerator.num_processes
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """Called before every update. Raises RunFailed for gradients that would destroy the weights."""
-        norm = super()._clip_grad_norm(model)
-        if not math.isfinite(float(norm)):
-            raise RunFailed(
-                f"the gradients of step {self.state.global_step + 1} are not finite, so the step was not taken. What was "
-                f"saved before is in {self.args.output_dir}. Another attention= or a smaller lr= may help, in another out="
-            )
-        return norm
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return Order([example.ids.size for example in self.examples.train], self.knobs.batch, self.knobs.seed)
-
-
-def arguments(knobs: TrainKnobs, total: int, processes: int, work: Path, device: str) -> TrainingArguments:
-    """Trainer's settings for `total` optimiser steps."""
+def arguments(knobs: Any, total: int, processes: int, work: Path, device: str) -> TrainingArguments:
+    """Trainer's settings for `total` optimiser steps. knobs: `TrainKnobs`, or others of the same names."""
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=knobs.micro_batch,

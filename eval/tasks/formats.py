@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from reasonrl.data import arithmetic, parsers
 from reasonrl.data.items import DataError, Dropped, Item
 from reasonrl.data.parsers import Columns, as_text
+from reasonrl.data.programs import FENCED, MBPP_SPLITS, are_tests, humaneval_question, mbpp_question
 from reasonrl.data.readers import Row, has
 from reasonrl.data.typed import unknown_name
 from reasonrl.eval.tasks.instructions import instructions_problem
@@ -41,8 +42,7 @@ _GOLD_HASHES = re.compile(r"####\s*(.*?)\s*$", re.DOTALL)
 _OPTION_LINE = re.compile(r"^([A-Z1-9])\) (.*)$", re.MULTILINE)
 NO_OPTIONS = f"no list of at most {len(LETTERS)} options"
 NO_SUCH_OPTION = "the answer names none of the options"
-MBPP_TEST = range(11, 511)  # task_id; the others are for few-shot prompts, tuning and validation
-PYTHON = "```python\n{}\n```"
+MBPP_TEST = MBPP_SPLITS["test"]  # by task_id; the others are for few-shot prompts, tuning and validation
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def humaneval(row: Row, index: int, task: Task) -> Question | Dropped:
     head, tests = (parsers.text(row, parts[part]) for part in ("question", "tests"))
     if not head.strip() or not tests.strip():
         return Dropped("no question" if not head.strip() else "no tests", row.where)
-    text = f"Complete this Python function.\n\n{PYTHON.format(head.rstrip())}"
+    text = humaneval_question(head)
     extra = {"prompt": head, "tests": tests, "entry_point": as_text(row.values.get("entry_point"))}
     return Question(_id(row, index, parts["id"], task), text, "", extra=extra)
 
@@ -263,10 +263,10 @@ def mbpp(row: Row, index: int, task: Task) -> Question | Dropped | None:
     if isinstance(number, int) and number not in MBPP_TEST:
         return None
     what = parsers.text(row, parts["question"]).strip()
-    if not what or not isinstance(tests, list) or not tests:
+    if not what or not are_tests(tests):
         return Dropped("no question" if not what else "no tests", row.where)
     setup = row.values.get("test_setup_code") or "\n".join(row.values.get("test_imports") or ())
-    text = f"{what}\n\nThe solution must pass these tests:\n\n{PYTHON.format(chr(10).join(tests))}"
+    text = mbpp_question(what, tests)
     extra = {"prompt": what, "tests": tests, "setup": setup, "entry_point": ""}
     return Question(_id(row, index, parts["id"], task), text, "", extra=extra)
 
@@ -274,7 +274,7 @@ def mbpp(row: Row, index: int, task: Task) -> Question | Dropped | None:
 def livecodebench(row: Row, index: int, task: Task) -> Question | Dropped:
     """A contest problem; with starter code it asks for a method, else for a program that reads stdin.
 
-    The hidden tests stay as they are stored, packed: unpacking them is the judge's work.
+    The hidden tests stay as they are stored, packed, until a program is to be judged by them.
     """
     parts = FORMATS["livecodebench"].parts(task)
     what = parsers.text(row, parts["question"]).strip()
@@ -282,7 +282,7 @@ def livecodebench(row: Row, index: int, task: Task) -> Question | Dropped:
         return Dropped("no question" if not what else "no tests", row.where)
     starter = as_text(row.values.get("starter_code")).rstrip()
     how = (
-        f"Complete this Python code.\n\n{PYTHON.format(starter)}"
+        f"Complete this Python code.\n\n{FENCED.format(starter)}"
         if starter
         else "Write a Python program that reads the input from stdin and writes the answer to stdout."
     )

@@ -28,7 +28,7 @@ DEFAULTS: dict[str, tuple[str, str | None, str]] = {
     "answer": ("boxed", "boxed_text", "either"),
     "choice": ("choice", "choice_text", "choice"),
     "instructions": ("plain", None, "exact"),
-    "code": ("code", None, "exact"),
+    "code": ("code", None, "code"),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # it becomes the name of files
 
@@ -82,7 +82,7 @@ class Task:
     size: int | None  # rows of the full set; another number is told, never refused
     prompt: str  # option of the prompt group, of kind chat
     base_prompt: str | None  # of kind text, for models without a chat template; None: they are refused
-    verify: str  # option of the verify group; of kinds instructions and code only `answer_after` and `timeout` count
+    verify: str  # option of the verify group; of kind instructions only `answer_after` and `timeout` count
     sampling: TaskSampling = field(default_factory=TaskSampling)
     options: Mapping[str, Any] = field(default_factory=dict)  # the format's own, such as question_field
 

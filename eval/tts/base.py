@@ -7,6 +7,7 @@ all live questions together. It holds no model, no grader and no noise of its ow
     Generate                      Generated, or a tuple of them, best first, for beams > 1
     Verify                        Grade
     Step                          StepDone
+    Score                         float, or None where it cannot be scored
     a tuple of one of these       a tuple, in the same order
     Attempt                       None: it is written down
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Step:
     """A change of the question's own weights: a gradient step, or an edit.
 
     feedback_ids: f_0, which ends the attempt's turn and is context only, then what is learned from. header_tokens: m, those
-    after f_0. reflection_ids: r with its closing markup; () without one. knobs: the method's own.
+    after f_0. reflection_ids: r with its closing markup; () without one. knobs: the method's own. seed: key of its noise,
+    and of the weights that the question's first one starts from; `Log.step` gives it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -85,6 +87,16 @@ class Step:
     reflection_ids: tuple[int, ...] = ()
     header_tokens: int = 0
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    seed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good is this attempt, in the eyes of a reward model? It knows no gold answer."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,7 @@ class Posed:
     top_k: int = -1
     context: int | None = None
     feedback: FeedbackPolicy | None = field(default=None, compare=False, repr=False)
+    programs: bool = False  # its answers are programs
 
     @property
     def id(self) -> str:
@@ -234,6 +247,12 @@ class Posed:
             seed=noise_key(self.seed, name, number),
         )
 
+    def noise(self, purpose: str, number: int) -> tuple[int, ...]:
+        """Key of noise for something else than an answer: it follows from seed, question, purpose and number alone."""
+        from reasonrl.sampled.answers import noise_key
+
+        return noise_key(self.seed, f"{self.task}\n{self.id}\n{purpose}", number)
+
 
 class Verifier(Protocol):
     """One object for rewards in training and for feedback here, so that both say the same of a text."""
@@ -254,10 +273,31 @@ class TaskVerifier:
         self._grader = grader
 
     def submit(self, posed: Posed, text: str) -> Future[Grade]:
-        return self._grader.submit(posed.question, text)
+        """A program that a judge gives no verdict on cannot be graded; without any judge the future raises RunFailed."""
+        return _known(self._grader.submit(posed.question, text))
 
     def verdict(self, grade: Grade) -> str:
         return verdict_of(grade)
+
+
+def _known(future: Future[Grade]) -> Future[Grade]:
+    from reasonrl.eval.grading import Grade
+    from reasonrl.verify.judge.types import JudgeError, JudgeGone
+
+    found: Future[Grade] = Future()
+    found.set_running_or_notify_cancel()
+
+    def finish(done: Future[Grade]) -> None:
+        error = done.exception()
+        if isinstance(error, JudgeError) and not isinstance(error, JudgeGone):
+            found.set_result(Grade(False, "error", message=str(error)))
+        elif error is not None:
+            found.set_exception(error)
+        else:
+            found.set_result(done.result())
+
+    future.add_done_callback(finish)
+    return found
 
 
 def verdict_of(grade: Grade) -> str:
@@ -267,7 +307,18 @@ def verdict_of(grade: Grade) -> str:
     return "unparseable" if grade.status == "no_answer" else "error"
 
 
-Action: TypeAlias = Generate | Verify | Step
+class Scorer(Protocol):
+    """A reward model, for methods that let one choose."""
+
+    def score(self, asks: Sequence[tuple[Posed, Score]]) -> Sequence[float | None]:
+        """A number an ask, in their order, larger is better; None: it cannot be scored, and is not chosen.
+
+        Raises RunFailed when there is no reward model any more.
+        """
+        ...
+
+
+Action: TypeAlias = Generate | Verify | Step | Score
 Yielded: TypeAlias = Action | tuple[Action, ...] | Attempt
 Turns: TypeAlias = Generator[Yielded, Any, Trace]
 
@@ -342,10 +393,15 @@ class Log:
 
     def step(self, step: Step) -> Generator[Yielded, Any, StepDone]:
         """Change the question's own weights."""
-        done: StepDone = yield step
+        done: StepDone = yield replace(step, seed=self._posed.noise("weights", self.steps))
         self.steps += 1
         self.spent += done.seconds
         return done
+
+    def scores(self) -> Generator[Yielded, Any, list[float | None]]:
+        """What a reward model thinks of each attempt so far."""
+        asked = tuple(Score(each.token_ids, each.text, each.finished) for each in self.attempts)
+        return list((yield asked))
 
     def trace(
         self,
@@ -409,17 +465,18 @@ class Log:
         return attempt
 
 
-def answer_keys(extracted: Sequence[str | None], *, raw: bool = False) -> list[Hashable | None]:
+def answer_keys(extracted: Sequence[str | None], *, raw: bool = False, programs: bool = False) -> list[Hashable | None]:
     """Answers in a form in which equal ones are equal; raw: as they were extracted."""
-    from reasonrl.eval.prm.candidates import answer_key
+    from reasonrl.eval.prm.candidates import answer_key, program_key
 
-    return list(extracted) if raw else [answer_key(each) for each in extracted]
+    key = program_key if programs else answer_key
+    return list(extracted) if raw else [key(each) for each in extracted]
 
 
-def voted(extracted: Sequence[str | None], *, raw: bool = False) -> int | None:
+def voted(extracted: Sequence[str | None], *, raw: bool = False, programs: bool = False) -> int | None:
     """Index of the last answer that agrees with most others; of equally many, those seen first. None where nobody votes."""
     from reasonrl.functional.choice import majority
 
-    keys = answer_keys(extracted, raw=raw)
+    keys = answer_keys(extracted, raw=raw, programs=programs)
     winner = majority(keys)
     return None if winner is None else max(i for i, key in enumerate(keys) if key == winner)

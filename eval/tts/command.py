@@ -19,14 +19,19 @@ moment, it continues with the same command.
 
 Methods (knobs with method.<knob>=)
   greedy            one answer at temperature 0
-  best_of_n         independent samples until one is right; method.selector=oracle|vote method.oracle_stop=true
+  best_of_n         independent samples until one is right; method.selector=oracle|vote|prm|orm method.oracle_stop=true
+                    prm: method.prm=<folder or http://...> method.aggregate=min method.prm_device=auto, a step a line
+                    orm: method.orm=http://... (POST {chat: [...]} -> a number) method.orm_tokens=
   self_consistency  independent samples that vote; method.raw_vote=false
   beam_search       one search as wide as the budget
   revision          "incorrect, try again", with the whole conversation; method.overflow=drop_oldest|stop
   self_refine       "there is an error, find it", with the latest output
-  fttt              a gradient step on the feedback after each wrong attempt; method.plus=false (*)
-  optune            a learned editor of weights in the place of the step (*)
-  (*) refused so far: no backend can change weights yet
+  fttt              a gradient step on the feedback after each wrong attempt, on a LoRA that ends with the question;
+                    method.plus=false (true: on a reflection too) method.lr=1e-5 method.targets=q_proj+v_proj
+                    method.rank=4 method.alpha=16 method.dropout=0.05 method.steps=1 method.optimizer=adamw|sgd
+                    method.prefix_grad=false method.sample_in_train_mode=false method.c=1
+  optune            a learned editor of weights in the place of the step: method.editor=<folder of `reasonrl optune train`>
+                    method.schedule=alternate|chain method.other_model=false (true: on weights it was not trained on)
 
 Where a verifier ends the search, the number is a coverage (coverage@N), never an accuracy.
 
@@ -39,6 +44,7 @@ What is asked
   hard=             file of a hard set; auto: where `reasonrl tts hard` puts it. Default: all questions
   data_dir= limit=  as in reasonrl eval
   prompt= verify= verify.checker= verify.extract= verify.answer_after= verify.timeout=    as in reasonrl eval
+  verify.judge= verify.cpu_seconds= verify.memory_mb=    of programs, as in reasonrl eval
 
 How attempts are sampled
   temperature=0.6 top_p=0.95 top_k=-1    of methods that sample
@@ -47,8 +53,12 @@ How attempts are sampled
   trust_remote_code=false
 
 Where it runs
-  backend=auto      transformers, on the CPU      batch=64   questions at once; changes no trace
-  engine.threads= engine.max_sequences=           workers=   processes that grade
+  backend=auto      transformers, or vllm where there are a GPU and vLLM and the method only samples. With vllm
+                    beams are vLLM's own; fttt and optune keep a second copy of the model beside it, for gradients
+  batch=64          questions at once; changes no trace      workers=   processes that grade
+  engine.threads= engine.max_sequences= engine.device= engine.dtype=
+  of vllm: engine.memory=0.9 (0.5 where another model lies on the GPU) engine.tensor_parallel= engine.eager=
+           engine.max_loras=16 (weights of questions' own in use at once) engine.edit_rank=64 (optune's edits are cut to it)
 
 Where it goes
   name=             folder under tts/; default: from the settings      out=   the folder itself

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reasonrl.eval.tts.base import PHASES, Trace, voted
+from reasonrl.functional.choice import best
 from reasonrl.functional.estimates import share_interval
 
 if TYPE_CHECKING:
@@ -33,13 +34,23 @@ def solved_by(traces: Sequence[Trace], k: int) -> np.ndarray:
     return np.array([first is not None and first <= k for first in firsts], dtype=np.float64)
 
 
-def voted_by(traces: Sequence[Trace], k: int, *, raw: bool = False) -> np.ndarray:
+def voted_by(traces: Sequence[Trace], k: int, *, raw: bool = False, programs: bool = False) -> np.ndarray:
     """(Q,) 1 where the vote of the first k charged attempts is right."""
     found = np.zeros(len(traces))
     for row, trace in enumerate(traces):
         first = [each for each in trace.attempts if 0 < each.number <= k]
-        chosen = voted([each.extracted for each in first], raw=raw)
+        chosen = voted([each.extracted for each in first], raw=raw, programs=programs)
         found[row] = chosen is not None and first[chosen].verdict == "correct"
+    return found
+
+
+def selected_by(traces: Sequence[Trace], k: int) -> np.ndarray:
+    """(Q,) 1 where the attempt that a reward model likes best of the first k charged ones is right."""
+    found = np.zeros(len(traces))
+    for row, trace in enumerate(traces):
+        first = [i for i, each in enumerate(trace.attempts) if 0 < each.number <= k]
+        chosen = best([trace.notes.get("scores", [])[i] for i in first]) if "scores" in trace.notes else None
+        found[row] = chosen is not None and trace.attempts[first[chosen]].verdict == "correct"
     return found
 
 
@@ -87,11 +98,17 @@ def curve(costs: Sequence[float | None], spent: Sequence[float], unit: str) -> l
 
 
 def summary(
-    seeds: Mapping[int, Sequence[Trace]], *, budget: int, votes: bool, raw: bool = False, hard: HardSet | None = None
+    seeds: Mapping[int, Sequence[Trace]],
+    *,
+    budget: int,
+    votes: bool,
+    raw: bool = False,
+    programs: bool = False,
+    hard: HardSet | None = None,
 ) -> dict[str, Any]:
     """The numbers of results.json. No times: a run that was killed and continued gives the same.
 
-    votes: the method's own choice is a vote. Raises ValueError without a question.
+    votes: the method's own choice is a vote. programs: answers are programs. Raises ValueError without a question.
     """
     runs = list(seeds.values())
     if not runs or not runs[0]:
@@ -107,7 +124,13 @@ def summary(
         "coverage": {str(k): interval([solved_by(traces, k) for traces in runs]) for k in sizes(budget)},
     }
     if votes:
-        found["vote"] = {str(k): interval([voted_by(traces, k, raw=raw) for traces in runs]) for k in sizes(budget)}
+        found["vote"] = {
+            str(k): interval([voted_by(traces, k, raw=raw, programs=programs) for traces in runs])
+            for k in sizes(budget)
+        }
+    if any("scores" in trace.notes for trace in flat):
+        found["selected"] = {str(k): interval([selected_by(traces, k) for traces in runs]) for k in sizes(budget)}
+        found["unscored"] = sum(score is None for trace in flat for score in trace.notes.get("scores", ()))
     if hard is not None:
         share = float(np.mean(solved))
         found["hard"] = {
@@ -146,7 +169,7 @@ def told(found: Mapping[str, Any]) -> Table:
 
     from reasonrl.eval.table import narrow, percent
 
-    curves = ["coverage", *(["vote"] if "vote" in found else [])]
+    curves = ["coverage", *(name for name in ("vote", "selected") if name in found)]
     level = f"{100 * found['score']['level']:g} %"
     table = narrow("", ["k", *(f"{name}@k ({level})" for name in curves)], [])
     table.title = None
@@ -169,6 +192,8 @@ def legend(found: Mapping[str, Any], timing: Mapping[str, Any] | None = None) ->
         lines.append("the verifier's word chose: a coverage, no accuracy")
     if (full := found.get("hard", {}).get("full_accuracy")) is not None:
         lines.append(f"with greedy decoding's right answers: {full:.1%} of all {found['hard']['of']:,}")
+    if unscored := found.get("unscored"):
+        lines.append(f"{unscored} attempts could not be scored and were not chosen")
     if unknown := found["verdicts"].get("error"):
         lines.append(f"{unknown} attempts could not be verified (verdict error), and count as not right")
     if failed := found["stops"].get("failed"):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from reasonrl.config import ConfigError, RunFailed
 from reasonrl.eval.tts.backends import Backend
 from reasonrl.eval.tts.backends.local import LocalBackend, open_local
+from reasonrl.eval.tts.backends.vllm import LoRA, Opening, able, open_vllm, require_swappable
 from reasonrl.eval.tts.base import Attempt, Posed, TaskVerifier, Trace
 from reasonrl.eval.tts.feedback import FeedbackPolicy
 from reasonrl.eval.tts.folder import TTSFolder, refuse_foreign
@@ -31,6 +32,7 @@ from reasonrl.eval.tts.settings import AUTO, MOST_NEW_TOKENS, TTSKnobs, folder_p
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from reasonrl.eval.grading import Grader
     from reasonrl.eval.plan import Plan, TaskPlan
 
 SCHEMA = 1
@@ -39,17 +41,29 @@ TOLD_SECONDS = 5.0  # between two lines
 
 @dataclass(frozen=True)
 class TTSPlan:
-    """A run that has been checked and can start. posed: the questions with the first seed."""
+    """A run that has been checked and can start. posed: the questions with the first seed. dtype: of the model's weights."""
 
     knobs: TTSKnobs
     path: Path
     plan: Plan
     posed: Sequence[Posed]
     hard: HardSet | None
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def task(self) -> TaskPlan:
         return self.plan.tasks[0]
+
+    @property
+    def cuts_edits(self) -> bool:
+        """Whether an editor's changes of weights are cut to `engine.edit_rank`."""
+        return self.plan.backend == "vllm" and getattr(self.knobs.how, "editor", None) is not None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest prompt with its answer; where prompts grow, all that the model reads, None if unknown."""
+        return self.posed[0].context if self.knobs.how.turns and self.posed else self.plan.longest
 
 
 def run_tts(
@@ -127,15 +141,15 @@ def prepare(knobs: TTSKnobs, console: Console) -> TTSPlan:
     from reasonrl.eval.tasks.task import load_task
 
     method = knobs.how
-    require_able(method, LocalBackend.capabilities, "backend=transformers")
     task = load_task(knobs.task)
     votes = method.votes or getattr(method, "selector", "") == "vote"
-    if votes and task.kind not in ("answer", "choice"):
+    if votes and task.kind not in ("answer", "choice", "code"):
         raise ConfigError(
             f"method={knobs.method} compares answers with each other, and those of task {task.name} (kind {task.kind}) "
             "state nothing that could be compared: choose another method"
         )
     model = locate(knobs.model, trust_remote_code=knobs.trust_remote_code)
+    backend = chosen_backend(knobs, small=model.small)
     path = folder_path(knobs, model.name)
     refuse_foreign(path)
     hard, file = None, None
@@ -147,7 +161,7 @@ def prepare(knobs: TTSKnobs, console: Console) -> TTSPlan:
         hard = read_hard_set(file, builds)
     most = min(MOST_NEW_TOKENS, task.sampling.max_new_tokens)
     # of the hard set the whole set is read, for its hash says which data it is of
-    plan = prepare_eval(knobs.as_eval(path, hard.limit if hard else knobs.limit, most), Rich(quiet=True))
+    plan = prepare_eval(knobs.as_eval(path, hard.limit if hard else knobs.limit, most, backend), Rich(quiet=True))
     asked = plan.tasks[0]
     if hard is not None and file is not None:
         facts = {"model": plan.fingerprint, "data": asked.questions.sha256, "prompt": asked.prompt.hash}
@@ -162,9 +176,52 @@ def prepare(knobs: TTSKnobs, console: Console) -> TTSPlan:
             )
         feedback = FeedbackPolicy(plan.tokenizer)
     posed = posed_of(plan, knobs, feedback, hard)
-    result = TTSPlan(knobs, path, plan, posed, hard)
+    device, dtype = placed(knobs, backend, small=model.small)
+    if check := getattr(method, "check", None):
+        check(plan.model.path, plan.tokenizer)
+    result = TTSPlan(knobs, path, plan, posed, hard, device, dtype)
     tell(result, console)
     return result
+
+
+def chosen_backend(knobs: TTSKnobs, *, small: bool) -> str:
+    """The one that was given; else vLLM for a method that only samples, where there are a GPU and vLLM.
+
+    small: the model is meant for a CPU. Raises ConfigError for a method that needs what the backend cannot.
+    """
+    import importlib.util
+
+    from reasonrl.runs import provenance
+
+    method, backend = knobs.how, knobs.backend
+    if backend == "auto":
+        plain = method.needs <= {"sample"} and knobs.engine.device != "cpu" and not small
+        fit = plain and importlib.util.find_spec("vllm") is not None and bool(provenance.gpus())
+        backend = "vllm" if fit else "transformers"
+    can = able(method) if backend == "vllm" else LocalBackend.capabilities
+    require_able(method, can, f"backend={backend}")
+    if backend == "vllm":
+        require_swappable(method, knobs.engine.dtype)
+    return backend
+
+
+def placed(knobs: TTSKnobs, backend: str, *, small: bool) -> tuple[str, str]:
+    """Device and dtype of the model. small: it is meant for a CPU. Raises ConfigError for a GPU that is not there."""
+    from reasonrl.runs import provenance
+
+    wanted = "cuda" if backend == "vllm" else knobs.engine.device
+    if wanted != knobs.engine.device == "cpu":
+        raise ConfigError("engine.device=cpu: backend=vllm runs on a GPU; use backend=transformers")
+    device = wanted
+    if wanted != "cpu":
+        found = bool(provenance.gpus())
+        if wanted == "cuda" and not found:
+            raise ConfigError(
+                "engine.device=cuda and no NVIDIA GPU found (nvidia-smi lists none): use engine.device=cpu"
+            )
+        device = "cuda" if found and (wanted == "cuda" or not small) else "cpu"
+    given = knobs.engine.dtype
+    return device, given if given != "auto" else "float32" if device == "cpu" else "bfloat16"
 
 
 def posed_of(plan: Plan, knobs: TTSKnobs, feedback: FeedbackPolicy | None, hard: HardSet | None) -> list[Posed]:
@@ -183,6 +240,7 @@ def posed_of(plan: Plan, knobs: TTSKnobs, feedback: FeedbackPolicy | None, hard:
             knobs.top_k,
             task.settings.max_context or plan.model.context,
             feedback,
+            programs=task.task.kind == "code",
         )
         for question, ids, room in zip(task.questions.items, task.prompt_ids, task.room, strict=True)
         if wanted is None or question.id in wanted
@@ -212,13 +270,22 @@ def comparable(plan: TTSPlan) -> dict[str, Any]:
     ids = "\n".join(posed.id for posed in plan.posed)
     found = {
         **{key: value for key, value in comparable_eval(plan.plan).items() if key != "seed"},
+        "dtype": plan.dtype,
+        **({"edit_rank": knobs.engine.edit_rank} if plan.cuts_edits else {}),
         "method": knobs.method,
         **{f"method.{name}": value for name, value in asdict(knobs.how).items()},
+        **{f"method.{name}.sha256": value for name, value in fingerprints(knobs.how).items()},
         **{f"budget.{name}": value for name, value in asdict(knobs.attempts).items()},
         "seeds": ",".join(map(str, knobs.run_seeds)),
         "ids": hashlib.sha256(ids.encode()).hexdigest(),
     }
     return dict(json.loads(json.dumps(found)))
+
+
+def fingerprints(method: Any) -> dict[str, str]:
+    """Of files that a method brings: its numbers follow from what is in them."""
+    own = getattr(method, "fingerprints", None)
+    return dict(own()) if own else {}
 
 
 def write_provenance(plan: TTSPlan, folder: TTSFolder, command: Sequence[str]) -> None:
@@ -240,13 +307,30 @@ def write_provenance(plan: TTSPlan, folder: TTSFolder, command: Sequence[str]) -
 @contextlib.contextmanager
 def backend_of(plan: TTSPlan) -> Iterator[Backend]:
     """The backend, its model loaded. Raises ConfigError."""
-    model, engine = plan.plan.model, plan.knobs.engine
+    model, engine, method = plan.plan.model, plan.knobs.engine, plan.knobs.how
+    if plan.plan.backend == "vllm":
+        opening = Opening(
+            model.path,
+            engine,
+            plan.dtype,
+            model.trust_remote_code,
+            plan.longest,
+            plan.knobs.seeds[0],
+            width=plan.knobs.attempts.attempts if "beam" in method.needs else 1,
+            lora=LoRA.of(method, engine.edit_rank) if "grad" in method.needs else None,
+        )
+        with open_vllm(opening, plan.plan.tokenizer, getattr(method, "learner", None)) as found:
+            yield found
+        return
     with open_local(
         model.path,
         plan.plan.tokenizer,
         trust_remote_code=model.trust_remote_code,
         threads=engine.threads or model.threads,
         max_sequences=engine.max_sequences,
+        device=plan.device,
+        dtype=plan.dtype,
+        make_learner=getattr(method, "learner", None),
     ) as backend:
         yield backend
 
@@ -267,7 +351,9 @@ def work(
     if folder.ended:
         wanted = len(plan.posed) * len(plan.knobs.run_seeds)
         console.print(f"{folder.path} has {folder.ended} of {wanted} questions already")
-    with Grader(plan.task.task, plan.task.verify) as grader, open_backend(plan) as backend:
+    opened = getattr(plan.knobs.how, "scorer", None)
+    scorer = opened(plan.plan.tokenizer, plan.task.prompt) if opened else None  # before the model, which takes longer
+    with Grader(plan.task.task, plan.task.verify) as grader, _ready(grader), open_backend(plan) as backend:
         begun = time.monotonic()
         for seed, kept in folder.seeds.items():
             progress = Progress(console, seed, len(plan.posed))
@@ -285,6 +371,7 @@ def work(
                 TaskVerifier(grader),
                 plan.knobs.attempts,
                 batch=plan.knobs.batch,
+                scorer=scorer,
                 wrote=wrote,
             )
             progress.done = sum(kept.has(posed.id) for posed in plan.posed)
@@ -297,6 +384,13 @@ def work(
             facts["rounds"] += schedule.rounds
         seconds["run"] = time.monotonic() - begun
         facts |= backend.facts()
+
+
+@contextlib.contextmanager
+def _ready(grader: Grader) -> Iterator[None]:
+    """Its judge is found or started before the model is loaded."""
+    grader.ready()
+    yield
 
 
 class Progress:
@@ -324,14 +418,17 @@ class Progress:
 
 @contextlib.contextmanager
 def telling_what_is_kept(folder: TTSFolder) -> Iterator[None]:
-    """A Ctrl-C says what is kept and how to continue."""
+    """A Ctrl-C, or a judge that is gone, says what is kept and how to continue."""
+    from reasonrl.verify.judge.types import JudgeError
+
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, JudgeError) as stop:
         attempts = sum(len(seed.attempts.rows) for seed in folder.seeds.values())
-        raise KeyboardInterrupt(
-            f"{folder.ended} questions and {attempts} attempts are kept in {folder.path}. Continue with the same command"
-        ) from stop
+        kept = f"{folder.ended} questions and {attempts} attempts are kept in {folder.path}. Continue with the same command"
+        if isinstance(stop, JudgeError):
+            raise RunFailed(f"{stop}. {kept}") from stop
+        raise KeyboardInterrupt(kept) from stop
 
 
 # After
@@ -357,6 +454,7 @@ def finish(
         budget=knobs.attempts.attempts,
         votes=votes,
         raw=getattr(method, "raw_vote", False),
+        programs=plan.task.task.kind == "code",
         hard=plan.hard,
     )
     results = {

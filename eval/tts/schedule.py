@@ -33,6 +33,8 @@ from reasonrl.eval.tts.base import (
     Generated,
     Method,
     Posed,
+    Score,
+    Scorer,
     Step,
     StepDone,
     Trace,
@@ -49,9 +51,9 @@ if TYPE_CHECKING:
 BATCH = 64
 FATAL = (ConfigError, RunFailed, DiskFull)  # no question's own fault
 RETRIES = 2  # of a call that failed, for one question alone; of a text that could not be graded
-ORDER = (Verify, Step, Generate)  # what is served first: then all live questions wait for the same call
+ORDER = (Verify, Step, Score, Generate)  # what is served first: then all live questions wait for the same call
 
-Asked = TypeVar("Asked", Generate, Step)
+Asked = TypeVar("Asked", Generate, Step, Score)
 Given = TypeVar("Given")
 
 
@@ -81,12 +83,13 @@ class Schedule:
         *,
         batch: int = BATCH,
         retries: int = RETRIES,
+        scorer: Scorer | None = None,
         wrote: Callable[[Posed, Attempt], None] = lambda posed, attempt: None,
     ) -> None:
         """batch: live questions. wrote: hears of every attempt that was made now. Raises ConfigError, see `require_able`."""
         require_able(method, backend.capabilities, type(backend).__name__)
         self._method, self._backend, self._verifier, self._budget = method, backend, verifier, budget
-        self._batch, self._retries, self._wrote = batch, retries, wrote
+        self._batch, self._retries, self._scorer, self._wrote = batch, retries, scorer, wrote
         self.rounds = 0  # calls of backend.generate
         self.live: list[Live] = []
 
@@ -111,6 +114,8 @@ class Schedule:
                 self._verify(asking)
             elif kind is Step:
                 self._serve(asking, self._step)
+            elif kind is Score:
+                self._serve(asking, self._score)
             else:
                 self._serve(asking, self._generate)
             yield from self._ended()
@@ -240,6 +245,11 @@ class Schedule:
             for _ in range(taken.get(id(live), 0)):
                 live.attempts.append(live.recorded.popleft())  # they are written down already
         return [answers[place] for place in range(len(requests))]
+
+    def _score(self, requests: list[tuple[Live, Score]]) -> list[float | None]:
+        if self._scorer is None:
+            raise ConfigError(f"method={self._method.name} lets a reward model choose, and there is none here")
+        return list(self._scorer.score([(live.posed, want) for live, want in requests]))
 
     def _step(self, requests: list[tuple[Live, Step]]) -> list[StepDone]:
         begun = time.monotonic()

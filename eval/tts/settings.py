@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 COMMAND = "reasonrl tts"
 FOLDER = Path("tts")
-BACKENDS = ("auto", "transformers")
+BACKENDS = ("auto", "transformers", "vllm")
+BESIDE_ANOTHER = 0.5  # share of the GPU that vLLM takes beside a copy of the model for gradients, or a reward model
+DEVICES = ("auto", "cpu", "cuda")
 MOST_NEW_TOKENS = 2048  # unless the task has less, or more is asked for
 AUTO = "auto"  # the hard set where `reasonrl tts hard` puts it
 
@@ -73,11 +75,37 @@ class PlainKnobs:
 
 
 @dataclass(frozen=True)
+class TTSEngineKnobs(EngineKnobs):
+    """device: auto is a GPU where there is one, unless the model is meant for a CPU.
+
+    max_loras: weights of questions' own that vLLM has in use at once; room for them is kept on the GPU, with rank 8 (which a
+    smaller one is rounded up to) and q_proj+v_proj 9 MB each for a model of 8 billion weights. edit_rank: of the LoRA that vLLM
+    is given in the place of an edit of optune.
+    """
+
+    device: str = "auto"
+    max_loras: int = 16
+    edit_rank: int = 64
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of range."""
+        super().__post_init__()
+        require(self.device in DEVICES, f"engine.device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        require(self.max_loras >= 1, f"engine.max_loras must be at least 1, got {self.max_loras}")
+        require(1 <= self.edit_rank <= 512, f"engine.edit_rank must be in 1..512, got {self.edit_rank}")
+        require(
+            self.data_parallel == 1,
+            f"engine.data_parallel={self.data_parallel}: reasonrl tts runs one copy of the model; give each GPU a run of its "
+            "own (CUDA_VISIBLE_DEVICES=0 reasonrl tts seeds=42 ...), or split the copy with engine.tensor_parallel",
+        )
+
+
+@dataclass(frozen=True)
 class TTSKnobs(PlainKnobs):
     """Everything that `reasonrl tts` can be told; `reasonrl tts --help` explains them."""
 
     how: Any = None  # the method with its knobs
-    engine: EngineKnobs = field(default_factory=EngineKnobs)
+    engine: TTSEngineKnobs = field(default_factory=TTSEngineKnobs)
     verify_knobs: VerifyKnobs = field(default_factory=VerifyKnobs)
     given: tuple[str, ...] = ()  # keys of method knobs that were given, for the folder's name
 
@@ -103,12 +131,12 @@ class TTSKnobs(PlainKnobs):
         one = 1 if self.method == "greedy" else self.budget
         return Budget(one, self.tokens, self.seconds, self.free_unparsable)
 
-    def as_eval(self, path: Path, limit: int | None, max_new_tokens: int) -> EvalKnobs:
+    def as_eval(self, path: Path, limit: int | None, max_new_tokens: int, backend: str) -> EvalKnobs:
         """The same for `reasonrl.eval.plan.prepare`, which checks and reads model, task, prompts and questions."""
         return EvalKnobs(
             model=self.model,
             task=(self.task,),
-            backend="transformers",
+            backend=backend,
             data_dir=self.data_dir,
             n=1,
             temperature=0.0 if self.how.greedy else self.temperature,
@@ -124,7 +152,9 @@ class TTSKnobs(PlainKnobs):
             overwrite=self.overwrite,
             workers=self.workers,
             trust_remote_code=self.trust_remote_code,
-            engine=self.engine,
+            engine=EngineKnobs(
+                **{f.name: getattr(self.engine, f.name) for f in fields(EngineKnobs) if f.name != "dtype"}
+            ),
             verify_knobs=self.verify_knobs,
         )
 
@@ -144,10 +174,15 @@ def read_settings(args: Sequence[str], *, fixed: Sequence[str] = ()) -> TTSKnobs
         else:
             plain.append(arg)
     read = read_knobs(PlainKnobs, plain, COMMAND)
+    how = read_knobs(METHODS[read.method], nested["method"], f"{COMMAND} (method.) with method={read.method}")
+    engine = read_knobs(TTSEngineKnobs, nested["engine"], f"{COMMAND} (engine.)")
+    crowded = "grad" in how.needs or getattr(how, "prm", None) is not None
+    if crowded and not any(arg.startswith("memory=") for arg in nested["engine"]):
+        engine = replace(engine, memory=BESIDE_ANOTHER)
     return TTSKnobs(
         **{f.name: getattr(read, f.name) for f in fields(read)},
-        how=read_knobs(METHODS[read.method], nested["method"], f"{COMMAND} (method.) with method={read.method}"),
-        engine=read_knobs(EngineKnobs, nested["engine"], f"{COMMAND} (engine.)"),
+        how=how,
+        engine=engine,
         verify_knobs=read_knobs(VerifyKnobs, nested["verify"], f"{COMMAND} (verify.)"),
         given=tuple(nested["method"]),
     )

@@ -23,7 +23,7 @@ Turns a data set into verl's parquet schema: out/train.parquet and out/val.parqu
 
   name=NAME               goes into problem ids and metrics (default: the source's name)
   out=FOLDER              default: data/NAME
-  train_split=, val_split=test|null     null holds val_size training problems out
+  train_split=, val_split=test|null     null holds val_size training problems out; train_split=null: there are none
   size=, val_size=, seed=               how many problems, drawn by the seed
   min_level=, max_level=                by the source's own difficulty
   steps_field=, id_field=, level_field=, hub=, subset=, revision=
@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> int:
         settings = parse(args)
         out = Path(str(settings.pop("out", Path("data") / str(settings["name"])))).expanduser()
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
-        reports = build(settings, out)
+        reports = build(settings, out, train=False)
     except ValueError as error:
         print(f"reasonrl data: {error}", file=sys.stderr)
         for folder in made:

@@ -94,7 +94,7 @@ def write_items(items: Sequence[Item], out: Path, *, split: str) -> Report:
 
 
 def build(
-    cfg: Mapping[str, Any] | DataConfig, folder: Path, *, instead: Sequence[Item] | None = None
+    cfg: Mapping[str, Any] | DataConfig, folder: Path, *, instead: Sequence[Item] | None = None, train: bool = True
 ) -> dict[str, Report]:
     """Make `train.parquet` and `val.parquet` in `folder` from the `data` node of a configuration.
 
@@ -113,20 +113,26 @@ def build(
     if instead is None:
         _check_validation(config)
     train_drops, val_drops = Drops(), Drops()
-    train = list(_unique(sources.items(config, config.train_split, config.size), train_drops))
-    train = _of_levels(train, config, train_drops)
+    if config.train_split is None:
+        if train or instead is not None:
+            raise DataError(
+                f"data={config.name} is a test set, nothing to train on (data.train_split is null): choose other data, or "
+                f"take some of it with data.train_split={config.val_split} data.val_split=null data.val_size=<number held out>"
+            )
+        return {"val": _reported(_validation(config, val_drops), folder / "val.parquet", "val", val_drops)}
+    problems = list(_unique(sources.items(config, config.train_split, config.size), train_drops))
+    problems = _of_levels(problems, config, train_drops)
     if instead is not None:
-        train, val = _without(train, list(instead), train_drops), []
+        problems, val = _without(problems, list(instead), train_drops), []
     elif config.val_split is None:
-        if not train:
+        if not problems:
             raise DataError(_nothing_left("train", folder / "train.parquet", train_drops))
-        train, val = _held_out(train, config)
+        problems, val = _held_out(problems, config)
     else:
-        val = list(_unique(sources.items(config, config.val_split, config.val_size), val_drops))
-        val = _subsample(_of_levels(val, config, val_drops), config.val_size, config.seed)
-        train = _without(train, val, train_drops)
-    train = _subsample(train, config.size, config.seed)
-    reports = {"train": _reported(train, folder / "train.parquet", "train", train_drops)}
+        val = _validation(config, val_drops)
+        problems = _without(problems, val, train_drops)
+    problems = _subsample(problems, config.size, config.seed)
+    reports = {"train": _reported(problems, folder / "train.parquet", "train", train_drops)}
     if instead is None:
         reports["val"] = _reported(val, folder / "val.parquet", "val", val_drops)
     return reports
@@ -275,7 +281,8 @@ def _subsample(items: list[Item], size: int | None, seed: int) -> list[Item]:
 
 def _check_validation(config: DataConfig) -> None:
     if (
-        config.path is not None
+        not sources.SOURCES[config.source].one_file
+        and config.path is not None
         and Path(config.path).expanduser().is_file()
         and config.val_split
         and not config.val_path
@@ -284,6 +291,12 @@ def _check_validation(config: DataConfig) -> None:
             f"path={config.path} is one file, and training and validation must not share it. Give val_path=<file>, or "
             f"hold problems out with val_split=null val_size=<number>, or name a folder (data.<key>=... in a run)"
         )
+
+
+def _validation(config: DataConfig, drops: Drops) -> list[Item]:
+    assert config.val_split is not None
+    val = list(_unique(sources.items(config, config.val_split, config.val_size), drops))
+    return _subsample(_of_levels(val, config, drops), config.val_size, config.seed)
 
 
 def _held_out(train: list[Item], config: DataConfig) -> tuple[list[Item], list[Item]]:

@@ -32,7 +32,7 @@ class DataConfig:
     hub: str | None = None  # name on the hub
     subset: str | None = None  # configuration on the hub, or subfolder of `path`
     revision: str | None = None  # commit on the hub; pin it for a result that others can repeat
-    train_split: str = "train"
+    train_split: str | None = "train"  # null: a test set, nothing to train on
     val_split: str | None = "test"  # null: `val_size` training problems are held out
     size: int | None = None  # training problems kept, drawn by `seed`; null = all
     val_size: int | None = None  # validation problems kept; null = all
@@ -56,6 +56,8 @@ class DataConfig:
         for name, value in (("size", self.size), ("val_size", self.val_size)):
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be >= 1 or null, got {value}")
+        if self.train_split is None and self.val_split is None:
+            raise ValueError("data.train_split and data.val_split are both null: name one, such as data.val_split=test")
         if self.steps is not None and self.steps not in SPLITTERS:
             raise ValueError(unknown_name("data.steps", self.steps, SPLITTERS))
         if self.steps not in (None, "none") and not SOURCES[self.source].solutions and not self.steps_field:
@@ -120,6 +122,8 @@ class Source:
     knobs: Callable[[], set[str]] = set
     val_split: str = "test"  # where a configuration does not say
     solutions: bool = True  # False: only where `steps_field` names them
+    programs: bool = False  # answers are programs, which verify=code runs
+    one_file: bool = False  # a file holds all splits, and the source knows which row is of which
 
 
 def _parsed(source: Source, config: DataConfig, split: str) -> Rows:
@@ -167,6 +171,27 @@ def _gym(config: DataConfig, split: str, size: int | None) -> Rows:
     return gym.items(size=size or 4096, seed=seed, source=config.name, how=config.steps or "lines", **config.knobs)
 
 
+def _functions(config: DataConfig, split: str, size: int | None) -> Rows:
+    from reasonrl.data import functions
+
+    try:
+        yield from functions.from_config(config, split, size)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _mbpp(config: DataConfig, split: str, size: int | None) -> Rows:
+    from reasonrl.data import programs  # which writes golds for a judge
+
+    return programs.mbpp(config, split)
+
+
+def _humaneval(config: DataConfig, split: str, size: int | None) -> Rows:
+    from reasonrl.data import programs
+
+    return programs.humaneval(config, split)
+
+
 SOURCES: dict[str, Source] = {
     "arithmetic": Source(make=_arithmetic, knobs=_arithmetic_knobs, val_split="validation"),
     "gsm8k": Source(parsers.gsm8k, Columns(("question",), ("answer",), id=("id",))),
@@ -191,6 +216,9 @@ SOURCES: dict[str, Source] = {
         solutions=False,
     ),
     "reasoning_gym": Source(make=_gym, knobs=lambda: {"task", "options"}, val_split="validation"),
+    "functions": Source(make=_functions, val_split="validation", programs=True),
+    "mbpp": Source(make=_mbpp, val_split="validation", programs=True, one_file=True),
+    "humaneval": Source(make=_humaneval, programs=True),
     "jsonl": Source(parsers.own_fields, Columns(("question",), ("answer",), ("steps",), ("id",), ("level",))),
     "verl": Source(
         parsers.own_fields,

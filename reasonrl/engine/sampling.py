@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from reasonrl.config import ConfigError, package_path
-from reasonrl.engine.verl.cpu.generate import Generator, Sampling, Sequence_
+from reasonrl.engine.verl.cpu.generate import Generator, RowWeights, Sampling, Sequence_
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["Answer", "Ask", "CPUSampler", "Sampler", "Sampling", "VLLMSampler", "open_sampler"]
+__all__ = ["Answer", "Ask", "CPUSampler", "RowWeights", "Sampler", "Sampling", "VLLMSampler", "open_sampler"]
 
 MOST_THREADS = 8  # torch threads on the CPU, unless engine.threads says otherwise
 WAVES = 2  # vLLM answers a call as a whole: more waves lose less to the longest answer, and more work when killed
@@ -32,11 +32,12 @@ WAVES = 2  # vLLM answers a call as a whole: more waves lose less to the longest
 
 @dataclass(frozen=True)
 class Ask:
-    """One answer that is wanted."""
+    """One answer that is wanted. owner: of the weights it is sampled with; None: the model's alone."""
 
     key: Hashable  # comes back with the answer
     prompt_ids: Sequence[int]
     sampling: Sampling
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,35 @@ class Sampler(Protocol):
 
 
 class CPUSampler:
-    """A transformers model in this process; a finished answer makes room for the next at once."""
+    """A transformers model in this process, on the device where it is; a finished answer makes room for the next at once."""
 
     def __init__(
-        self, model: Any, *, end_ids: Sequence[int], decode: Any = None, max_rows: int = 256, logprobs: bool = False
+        self,
+        model: Any,
+        *,
+        end_ids: Sequence[int],
+        decode: Any = None,
+        max_rows: int = 256,
+        logprobs: bool = False,
+        weights: RowWeights | None = None,
     ) -> None:
-        """Raises ValueError for a model that is not full attention. logprobs: give the answers theirs."""
-        self._logprobs = logprobs
-        self._make = lambda: Generator(model, end_ids=end_ids, decode=decode, max_rows=max_rows)
+        """logprobs: give the answers theirs. weights: of the owners that asks name.
+
+        Raises ValueError for a model that is not full attention.
+        """
+        self._logprobs, self._weights = logprobs, weights
+        self._make = lambda: Generator(model, end_ids=end_ids, decode=decode, max_rows=max_rows, weights=weights)
         self._make()
 
     def answers(self, asks: Iterable[Ask]) -> Iterator[Answer]:
         """One answer an ask, each as soon as it is finished."""
+        try:
+            yield from self._answers(asks)
+        finally:
+            if self._weights is not None:
+                self._weights.use(())
+
+    def _answers(self, asks: Iterable[Ask]) -> Iterator[Answer]:
         generator, asks = self._make(), iter(asks)
         finished: list[Answer] = []
         more = True
@@ -87,11 +105,16 @@ def _sequence(ask: Ask, finished: list[Answer], logprobs: bool) -> Sequence_:
     def done(row: Sequence_) -> None:
         finished.append(Answer(ask.key, row.token_ids, row.finished, row.logprobs if logprobs else None))
 
-    return Sequence_(list(ask.prompt_ids), ask.sampling, done)
+    return Sequence_(list(ask.prompt_ids), ask.sampling, done, ask.owner)
 
 
 class VLLMSampler:
-    """vLLM's `LLM.generate`, call by call: its engine takes single requests too, but not under a stable interface."""
+    """vLLM's `LLM.generate`, call by call: its engine takes single requests too, but not under a stable interface.
+
+    Each request has a seed, so that an answer depends on neither its shard nor an interruption. In vLLM's older model runner
+    (in 0.24.0 that of Qwen2) each is a generator, which halves its speed; in the newer one (Llama, Mistral, Qwen3; with
+    VLLM_USE_V2_MODEL_RUNNER=1 others too) an argument of a kernel.
+    """
 
     def __init__(self, llm: Any, make_params: Any, *, at_once: int, logprobs: bool = False) -> None:
         """llm: a `vllm.LLM`. make_params: `vllm.SamplingParams`. at_once: asks of one call. logprobs: give the answers
@@ -104,7 +127,7 @@ class VLLMSampler:
         asks = iter(asks)
         while some := list(islice(asks, self._at_once)):
             outputs = self._llm.generate(
-                [{"prompt_token_ids": list(ask.prompt_ids)} for ask in some],
+                [self._prompt(ask) for ask in some],
                 [self._params(ask.sampling) for ask in some],
                 use_tqdm=False,
             )
@@ -114,6 +137,11 @@ class VLLMSampler:
                 (made,) = output.outputs
                 logprobs = _sampled_logprobs(made) if self._logprobs else None
                 yield Answer(ask.key, list(made.token_ids), made.finish_reason == "stop", logprobs)
+
+    def _prompt(self, ask: Ask) -> dict[str, list[int]]:
+        if ask.owner is not None:
+            raise ValueError(f"{ask.key!r} asks for the weights of {ask.owner!r}, and this vLLM has one model for all")
+        return {"prompt_token_ids": list(ask.prompt_ids)}
 
     def _params(self, sampling: Sampling) -> Any:
         return self._make_params(
@@ -170,13 +198,14 @@ def _threads(count: int) -> Iterator[None]:
 def _cpu(cfg: DictConfig, tokenizer: Any, logprobs: bool) -> CPUSampler:
     """The same weights in float32, the same end tokens, as a run's CPU rollout."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from reasonrl.engine.bottleneck import load_model
 
     logging.disable_progress_bar()
     path = package_path(cfg.model.path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_model(
             path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=cfg.model.trust_remote_code
         )
         ends = getattr(model.generation_config, "eos_token_id", None)

@@ -41,6 +41,14 @@ class Validation(Protocol):
         """The prompt of each source, as the `prompt` group has it. Raises ConfigError for a tokenizer that cannot."""
         ...
 
-    def judges(self) -> Mapping[str, Callable[[], Judge]]:
-        """For each source what makes its judge in the process where it is wanted; can be pickled."""
+    def judges(self, programs: str | None = None) -> Mapping[str, Callable[[], Judge]]:
+        """For each source what makes its judge in the process where it is wanted; can be pickled.
+
+        programs: address of the judge that runs those.
+        """
+        ...
+
+    @property
+    def programs(self) -> bool:
+        """Whether any of them asks for programs."""
         ...

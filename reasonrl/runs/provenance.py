@@ -16,6 +16,7 @@ PACKAGES = [
     "verl",
     "torch",
     "transformers",
+    "peft",
     "vllm",
     "flash-attn",
     "ray",

@@ -84,19 +84,23 @@ def noise_key(seed: int, name: str, number: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def telling_what_is_kept(journal: Journal, what: str) -> Iterator[None]:
-    """A Ctrl-C says what the journal keeps and how to continue; a verifier that cannot work is a ConfigError."""
-    from reasonrl.config import ConfigError
+    """A Ctrl-C or a judge that fails says what the journal keeps and how to continue.
+
+    A verifier that cannot work is a ConfigError.
+    """
+    from reasonrl.config import ConfigError, RunFailed
     from reasonrl.verify.pool import VerifierError
 
     try:
         yield
     except VerifierError as error:
         raise ConfigError(str(error)) from error
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, RunFailed) as stop:
         journal.flush()
-        raise KeyboardInterrupt(
-            f"{len(journal.done)} {what} are kept in {journal.path.parent}. Continue with the same command"
-        ) from stop
+        kept = f"{len(journal.done)} {what} are kept in {journal.path.parent}. Continue with the same command"
+        if isinstance(stop, RunFailed):
+            raise RunFailed(f"{stop}. {kept}") from stop
+        raise KeyboardInterrupt(kept) from stop
 
 
 class Progress:

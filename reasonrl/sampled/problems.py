@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def load_split(cfg: DictConfig, tokenizer: Any, split: str) -> tuple[Loaded, str
 
     with tempfile.TemporaryDirectory(prefix="reasonrl-sampled-") as scratch:
         try:
-            report = build(cfg.data, Path(scratch))[SPLITS[split]]
+            report = build(cfg.data, Path(scratch), train=split == "train")[SPLITS[split]]
             loaded = load(
                 report.path,
                 prompt_from_config(cfg.prompt),
@@ -80,14 +80,13 @@ def settings(cfg: DictConfig, n: int, tokenizer: Any, problems: int, data_sha256
     from reasonrl.models import model_fingerprint
     from reasonrl.verify.pool import verify_from_config
 
-    verify = asdict(verify_from_config(cfg.verify))
     return {
         "model": model_fingerprint(package_path(cfg.model.path)),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "data": data_sha256,
         "problems": problems,
         **prompt_facts(prompt_from_config(cfg.prompt), tokenizer),
-        **{f"verify.{name}": verify[name] for name in ("checker", "extract", "answer_after", "timeout")},
+        **{f"verify.{name}": value for name, value in verify_from_config(cfg.verify).comparable.items()},
         "engine": cfg.engine.device,
         "n": n,
         **{name: cfg[name] for name in ("seed", "temperature", "top_p", "top_k")},

@@ -1,4 +1,4 @@
-r"""Is this extracted answer the gold answer? Five checkers with one form: `(extracted, gold) -> bool`.
+r"""Is this extracted answer the gold answer? Checkers with one form: `(extracted, gold) -> bool`.
 
 | checker | rule |
 |---|---|
@@ -7,6 +7,7 @@ r"""Is this extracted answer the gold answer? Five checkers with one form: `(ext
 | `mathruler` | MathRuler's `grade_answer`, where it can read both sides |
 | `math_verify` | Math-Verify's `parse` and `verify`, its own timeouts off |
 | `either` | one of the two, also for the pair as `tidy.py` spells it |
+| `gsm8k_release`, `math_release` | as released with arXiv 2502.15771, for parity: `release.py` |
 
 `mathruler` and `math_verify` may run for ever on hostile answers (Math-Verify needed its own 5 s alarm for power towers
 and nested integrals). Nothing here stops them: `pool.py` runs them in processes that it kills at a deadline. Their
@@ -24,6 +25,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from reasonrl.verify.guards import WRAPPER, contradicts, mathruler_normalizes, mathruler_reads, words
+from reasonrl.verify.release import gsm8k_release, math_release
 from reasonrl.verify.tidy import tidy
 
 Checker = Callable[[str, str], bool]
@@ -82,7 +84,10 @@ CHECKERS: dict[str, Checker] = {
     "math_verify": math_verify,
     "exact": exact,
     "choice": choice,
+    "gsm8k_release": gsm8k_release,
+    "math_release": math_release,
 }
+OWN_EXTRACT = {"gsm8k_release": "phrase_number", "math_release": "last_box"}  # where these look, for `extract=auto`
 LIBRARIES: dict[str, tuple[str, ...]] = {  # what each checker imports in its process; the others run where they are
     "either": ("mathruler", "math_verify"),
     "mathruler": ("mathruler",),

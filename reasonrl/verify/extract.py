@@ -10,14 +10,18 @@ The rules of `extract_answer`, in order:
 5. The answer is trimmed: outer white space, one pair of `$...$`, `\(...\)` or `\[...\]` around all of it, and one
    trailing period (`9.` gives `9`; `1, 2, ...` and `\right.` keep theirs). What is then empty is no answer.
 
-Free text ("the answer is 9") is never searched: a number that merely stands last is not a stated answer.
+Free text ("the answer is 9") is never searched: a number that merely stands last is not a stated answer. The modes
+`phrase_number` and `last_box` do as released code does instead, for parity: `release.py`.
 All rules take time linear in the text, because model text reaches them outside any deadline.
 """
 
 import re
 from typing import NamedTuple
 
-MODES = ("auto", "boxed", "answer_tag", "hashes")  # auto = all rules; the others look at one form only
+from reasonrl.verify.release import PHRASE, last_box, phrase_number
+
+# auto = all rules; the next three look at one form only; the last two by rules of their own
+MODES = ("auto", "boxed", "answer_tag", "hashes", "phrase_number", "last_box")
 CUTS = ("none", "first_think", "last_think")
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
@@ -36,8 +40,12 @@ class _Span(NamedTuple):
 _NOTHING = _Span(-1, -1, "")
 
 
-def extract_answer(text: str, mode: str = "auto") -> str | None:
-    """The final answer stated in `text` by the rules above, or None. `mode` is one of `MODES`."""
+def extract_answer(text: str, mode: str = "auto", *, phrase: str = PHRASE) -> str | None:
+    """The final answer stated in `text` by the rules above, or None. `mode` is one of `MODES`; phrase: of phrase_number."""
+    if mode == "phrase_number":
+        return phrase_number(text, phrase)
+    if mode == "last_box":
+        return last_box(text)
     if mode == "hashes":
         return _hashes(text)
     box = _last_box(text) if mode != "answer_tag" else _NOTHING

@@ -6,6 +6,8 @@ What needs no library is answered at once in the caller's thread (no answer, equ
 rest goes to worker processes that are killed at the deadline: threads cannot be stopped, and `signal.alarm` works only
 in a main thread. Workers start at the first need, by `spawn`, because this runs inside Ray actors with torch threads.
 A worker that dies costs one `error` verdict and is replaced.
+
+Programs (`checker=code`) go to a judge instead, which runs them: `code.py`. Without one there is no verdict at all.
 """
 
 import asyncio
@@ -15,15 +17,22 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from reasonrl.data.typed import typed, unknown_name
 from reasonrl.verify import checkers
 from reasonrl.verify.extract import CUTS, MODES, cut_reasoning, extract_answer
+from reasonrl.verify.release import PHRASE
 from reasonrl.verify.workers import CLOSED, Outcome, Status, Task, Workers
+
+if TYPE_CHECKING:
+    from reasonrl.verify.code import Programs, Ruling
 
 Key = tuple[str, str, str]  # checker, extracted, gold
 
+CODE = "code"  # the checker that asks a judge
+FIRST_FENCE = "first_fence"  # of code: the first fenced block, as released with arXiv 2502.15771
+ADDRESSES = ("http://", "https://", "unix:")
 MAX_ANSWER_CHARS = 2_000  # longer is never compared; the longest golds seen: MATH500 53, DeepMath 161
 STALL_SECONDS = 60.0  # a worker that does not start and take its work for a deadline and this long is stuck
 COUNTS = ("checked", "cached", "no_answer", "timeout", "error")
@@ -37,27 +46,68 @@ class VerifierError(RuntimeError):
 class VerifyConfig:
     """How answers are found and compared; the `verify` group of the configuration."""
 
-    checker: str = "either"  # either | mathruler | math_verify | exact | choice
-    extract: str = "auto"  # auto | boxed | answer_tag | hashes: where the answer may stand
+    # either | mathruler | math_verify | exact | choice | code | gsm8k_release | math_release
+    checker: str = "either"
+    extract: str = "auto"  # auto | boxed | answer_tag | hashes | phrase_number | last_box: where the answer may stand
     answer_after: str = "none"  # none | first_think | last_think: only text after </think> is scored
     timeout: float = 10.0  # seconds for one comparison; larger accepts slower mathematics, and waits longer for hangs
     workers: int = 1  # processes; one does about 1,000 comparisons a second; an evaluation takes one a core
     cache_size: int = 65_536  # verdicts remembered; 0 turns the cache off
+    answer_phrase: str = PHRASE  # of extract=phrase_number: what stands before the answer
+    # of code alone:
+    judge: str | None = None  # address of a `reasonrl judge`; null: one of our own is started
+    cpu_seconds: float = 3.0  # of a program, the clock of the verdict; of one that reads stdin for each input
+    memory_mb: int = 1024  # of a program; below 600 numpy does not load
 
     def __post_init__(self) -> None:
         for kind, got, known in (
-            ("verify.checker", self.checker, checkers.CHECKERS),
-            ("verify.extract", self.extract, MODES),
+            ("verify.checker", self.checker, (*checkers.CHECKERS, CODE)),
+            ("verify.extract", self.extract, (*MODES, FIRST_FENCE)),
             ("verify.answer_after", self.answer_after, CUTS),
         ):
             if got not in known:
                 raise ValueError(unknown_name(kind, got, known))
+        if (self.extract == FIRST_FENCE) > (self.checker == CODE):
+            raise ValueError(
+                f"verify.extract={FIRST_FENCE} finds programs, which verify.checker={self.checker} cannot compare"
+            )
+        if not self.answer_phrase:
+            raise ValueError(
+                "verify.answer_phrase is empty: give the words before the answer, such as 'The answer is: '"
+            )
         if not self.timeout > 0:
             raise ValueError(f"verify.timeout must be > 0 seconds, got {self.timeout}")
         if self.workers < 1:
             raise ValueError(f"verify.workers must be >= 1, got {self.workers}")
         if self.cache_size < 0:
             raise ValueError(f"verify.cache_size must be >= 0, got {self.cache_size}")
+        if not 0.1 <= self.cpu_seconds < float("inf"):
+            raise ValueError(f"verify.cpu_seconds must be >= 0.1, got {self.cpu_seconds}")
+        if self.memory_mb < 64:
+            raise ValueError(f"verify.memory_mb must be >= 64, got {self.memory_mb}")
+        if self.judge is not None and not self.judge.startswith(ADDRESSES):
+            raise ValueError(
+                f"verify.judge must be {', '.join(f'{each}...' for each in ADDRESSES)}, got {self.judge!r}"
+            )
+
+    @property
+    def mode(self) -> str:
+        """Where the answer may stand: `extract`, or for auto the checker's own rule where it has one."""
+        return checkers.OWN_EXTRACT.get(self.checker, self.extract) if self.extract == "auto" else self.extract
+
+    def extract_from(self, text: str) -> str | None:
+        """The answer that a text states."""
+        return extract_answer(text, self.mode, phrase=self.answer_phrase)
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """What verdicts follow from."""
+        names = ["checker", "extract", "answer_after", "timeout"]
+        if self.checker == CODE:
+            names += ["cpu_seconds", "memory_mb"]
+        if self.mode == "phrase_number":
+            names += ["answer_phrase"]
+        return {name: getattr(self, name) for name in names}
 
 
 def verify_from_config(cfg: Mapping[str, Any]) -> VerifyConfig:
@@ -101,23 +151,26 @@ class Verifier:
         self._closed = threading.Event()
         self._counts = dict.fromkeys(COUNTS, 0)
         self._taken = dict.fromkeys(COUNTS, 0)
+        self._programs = _programs(self.config) if self.config.checker == CODE else None
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
     def submit(self, text: str, answer: str) -> Future[Verdict]:
         """Score `text` against the gold `answer`. A bad text or answer never raises; it is a verdict.
 
-        The future cannot be cancelled. Raises VerifierError only after `close`.
+        The future cannot be cancelled; of a program it raises JudgeError where nobody can say. Raises VerifierError only
+        after `close`.
         """
         if self._closed.is_set():
             raise VerifierError("this Verifier is closed")
         future: Future[Verdict] = Future()
         future.set_running_or_notify_cancel()
+        if self._programs is not None:
+            self._run(self._programs, text, answer, future)
+            return future
         verdict = self._at_once(text, answer)
         if verdict is not None:
-            with self._lock:
-                self._count(verdict)
-            future.set_result(verdict)
+            self._say(verdict, future)
         else:
             extracted = self._extract(text)
             assert extracted is not None  # otherwise there was a verdict at once
@@ -136,8 +189,11 @@ class Verifier:
     def warm_up(self) -> None:
         """Start the workers and see one right comparison through, so that a broken installation fails now.
 
-        Raises VerifierError with the worker's own message. Does nothing for checkers that need no process.
+        Raises VerifierError with the worker's own message; ConfigError or JudgeError without a judge for programs. Does
+        nothing for checkers that need no process.
         """
+        if self._programs is not None:
+            self._programs.open()
         if self.config.checker not in checkers.LIBRARIES:
             return
         right = ("0.5" if self.config.checker == "mathruler" else r"\frac{2}{4}", r"\frac{1}{2}")
@@ -164,8 +220,10 @@ class Verifier:
             return new
 
     def close(self) -> None:
-        """Kill the workers. Whoever still waits gets an `error` verdict."""
+        """Kill the workers. Whoever still waits gets an `error` verdict; of a program JudgeError."""
         self._closed.set()
+        if self._programs is not None:
+            self._programs.close()
         with self._lock:
             pool, self._pool = self._pool, None
             jobs, self._jobs = list(self._jobs.values()), {}
@@ -198,7 +256,34 @@ class Verifier:
 
     def _extract(self, text: str) -> str | None:
         scored = cut_reasoning(text, self.config.answer_after) if isinstance(text, str) else None
-        return extract_answer(scored, self.config.extract) if scored else None
+        return self.config.extract_from(scored) if scored else None
+
+    # -- asking a judge ----------------------------------------------------------------------------------------------
+
+    def _run(self, programs: "Programs", text: str, answer: str, future: Future[Verdict]) -> None:
+        from reasonrl.verify.code import program_in
+
+        scored = cut_reasoning(text, self.config.answer_after) if isinstance(text, str) else None
+        program = program_in(scored, released=self.config.extract == FIRST_FENCE) if scored else None
+        if program is None:
+            self._say(Verdict(False, None, "no_answer"), future)
+            return
+
+        def finish(asked: "Future[Ruling]") -> None:
+            error = asked.exception()
+            if error is not None:
+                future.set_exception(error)
+                return
+            found = asked.result()
+            given = None if found.status == "no_answer" else program
+            self._say(Verdict(found.correct, given, cast(Status, found.status), found.message), future)
+
+        programs.submit(answer, program).add_done_callback(finish)
+
+    def _say(self, verdict: Verdict, future: Future[Verdict]) -> None:
+        with self._lock:
+            self._count(verdict)
+        future.set_result(verdict)
 
     # -- answering in a worker ---------------------------------------------------------------------------------------
 
@@ -259,3 +344,9 @@ class Verifier:
         self._counts["cached"] += cached
         if verdict.status != "ok":
             self._counts[verdict.status] += 1
+
+
+def _programs(config: VerifyConfig) -> "Programs":
+    from reasonrl.verify.code import Programs  # and with it a client of HTTP
+
+    return Programs(config)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from reasonrl.eval.tts.base import Generate, Generated, Step, StepDone
 
-__all__ = ["Backend", "Outcome"]
+__all__ = ["Backend", "Learner", "Outcome"]
 
 Outcome: TypeAlias = Generated | tuple[Generated, ...]  # a tuple for beams > 1, best first
 
@@ -35,4 +35,31 @@ class Backend(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What timing.json says of it."""
+        ...
+
+
+class Learner(Protocol):
+    """Keeps weights of each question's own beside a transformers model whose own weights stay as they are.
+
+    Made by a method's `learner(model, tokenizer, *, end_ids)`.
+    """
+
+    def use(self, owners: Sequence[str | None]) -> None:
+        """Row i of the passes to come has the weights of `owners[i]`; None: the model's alone. (): sampling is over."""
+        ...
+
+    def step(self, asks: Sequence[tuple[str, Step]]) -> list[StepDone]:
+        """Change the owners' weights, all of one round together. Raises with nothing changed."""
+        ...
+
+    def forget(self, owner: str) -> None:
+        """This question has ended: nothing of it may survive."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What timing.json says of it."""
+        ...
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
         ...

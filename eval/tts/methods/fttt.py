@@ -7,7 +7,7 @@ This file decides what is tried and learned, and in which order; how a step is t
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,8 @@ from reasonrl.eval.tts.feedback import INCORRECT, REFLECT, body
 if TYPE_CHECKING:
     import numpy as np
 
+    from reasonrl.eval.tts.backends import Learner
+
 OPTIMIZERS = ("adamw", "sgd")
 REFLECTIONS = 2  # drawn until one ends by itself; without one the step learns the words alone
 
@@ -26,7 +28,8 @@ REFLECTIONS = 2  # drawn until one ends by itself; without one the step learns t
 class FTTT:
     """plus, c: learn a reflection too, with weight c. lr, steps: of a gradient step, and steps a failed attempt.
 
-    rank, alpha, dropout: of the LoRA on q_proj and v_proj. prefix_grad: let gradients flow through question and attempt.
+    rank, alpha, dropout: of the LoRA on `targets`, names of linear modules joined by +, in all layers. prefix_grad: let
+    gradients flow through question and attempt, which are else only read.
     sample_in_train_mode: dropout while sampling, as in the released code.
     """
 
@@ -43,6 +46,7 @@ class FTTT:
     rank: int = 4
     alpha: float = 16.0
     dropout: float = 0.05
+    targets: str = "q_proj+v_proj"
     optimizer: str = "adamw"
     prefix_grad: bool = False
     sample_in_train_mode: bool = False
@@ -58,6 +62,18 @@ class FTTT:
         require(
             self.optimizer in OPTIMIZERS, f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
         )
+
+    def check(self, model_path: str, tokenizer: Any) -> None:
+        """Raises ConfigError for targets that the model lacks."""
+        from reasonrl.eval.tts.adapters import check_targets
+
+        check_targets(model_path, self.targets)
+
+    def learner(self, model: Any, tokenizer: Any, *, end_ids: Sequence[int]) -> Learner:
+        """What takes the steps. Raises ConfigError for targets that the model lacks."""
+        from reasonrl.eval.tts.adapters import FeedbackLearner
+
+        return FeedbackLearner(model, self)
 
     def run(self, posed: Posed, budget: Budget, verifier: Verifier, rng: np.random.Generator) -> Turns:
         """Attempts until one is right. Only an attempt that is known to be wrong is learned from."""

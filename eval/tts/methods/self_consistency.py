@@ -34,5 +34,5 @@ class SelfConsistency:
             yield from log.several(log.left)
         while not log.over:
             yield from log.attempt()
-        chosen = voted([each.extracted for each in log.attempts], raw=self.raw_vote)
+        chosen = voted([each.extracted for each in log.attempts], raw=self.raw_vote, programs=posed.programs)
         return log.trace(log.over, oracle=False, chosen=chosen)

@@ -30,7 +30,7 @@ LONGEST_WAIT = 8.0
 PATIENCE = 60.0  # seconds of failing before the client gives up
 TIMEOUT = 600.0  # seconds for one answer
 FIELDS = ("question", "prompt_ids", "response_ids", "ends")
-AGAIN = (502, 503, 504)
+AGAIN = (429, 502, 503, 504)
 
 
 def encode_items(items: Sequence[Steps]) -> bytes:
@@ -138,10 +138,14 @@ def patiently(
     where: str,
     patience: float,
     *,
+    hint: str = "is `reasonrl prm serve` up?",
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """`once()`, again and again with growing waits while the server cannot be reached. Raises RunFailed, ValueError."""
+    """`once()`, again and again with growing waits while the server cannot be reached. Raises RunFailed, ValueError.
+
+    hint: the end of the message when it stays away.
+    """
     start, wait = clock(), FIRST_WAIT
     while True:
         try:
@@ -156,9 +160,7 @@ def patiently(
         except (OSError, ValueError) as error:  # refused, reset, timed out; an answer cut short is no JSON
             cause = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
         if clock() - start + wait > patience:
-            raise RunFailed(
-                f"{where} gave no answer for {clock() - start:.0f} s ({cause}); is `reasonrl prm serve` up?"
-            )
+            raise RunFailed(f"{where} gave no answer for {clock() - start:.0f} s ({cause}); {hint}")
         sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)
 

@@ -23,11 +23,13 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from reasonrl.config import RunFailed
 from reasonrl.core import Method, Problem, Request, Rollout, View, plan_rng
 from reasonrl.engine.validation import Judge, Judged
 from reasonrl.engine.verl.batch import NO_PREFIX, RECORD, Row, to_row
-from reasonrl.engine.verl.names import ROLLOUT_NAME
+from reasonrl.engine.verl.names import FATAL, ROLLOUT_NAME
 from reasonrl.engine.verl.plugin import registered
+from reasonrl.verify.judge.types import JudgeGone
 from reasonrl.verify.pool import Verifier, VerifyConfig
 
 BaseWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # the Ray actor class itself cannot be subclassed
@@ -145,6 +147,8 @@ class ReasonWorker(BaseWorker):
             rows = await run.rows()
             await self._put(uid, partition, prompt, rows, run)
             tag = {"status": "finished"}
+        except RunFailed as error:
+            tag = {"status": "failure", "error": f"{error} (problem {prompt['problem'].id})", FATAL: True}
         except Exception as error:
             tag = {"status": "failure", "error": f"problem {prompt['problem'].id}: {type(error).__name__}: {error}"}
         finally:
@@ -218,7 +222,7 @@ class ProblemRun:
         self.weights_step: int | None = None
 
     async def rows(self) -> list[Row]:
-        """Run all rounds. Raises SamplingFailed when no trained rollout came out."""
+        """Run all rounds. Raises SamplingFailed when no trained rollout came out, RunFailed when no verdict can be had."""
         for round in range(MAX_ROUNDS):
             requests = self._plan(round)
             if not requests:
@@ -274,6 +278,9 @@ class ProblemRun:
             return_exceptions=True,
         )
         errors = [r for r in results if isinstance(r, BaseException)]
+        for error in errors:  # a rollout without a verdict is left out; in validation that would count as wrong
+            if isinstance(error, JudgeGone) or (self.validate and isinstance(error, RunFailed)):
+                raise error
         if len(errors) == len(results) and not self.rollouts:  # a later round that is lost leaves the earlier ones
             raise SamplingFailed(f"all {len(errors)} rollouts of round {round} failed: {errors[0]!r}")
         for request, result in zip(wanted, results, strict=True):

@@ -103,8 +103,8 @@ def own_settings(plan: Plan) -> dict[str, Any]:
     cfg = plan.cfg
     return {
         "method": pack(plan.method),
-        "verify": pack(OmegaConf.to_container(cfg.verify, resolve=True)),
-        "judges": pack(plan.validation.judges() if plan.validation else {}),
+        "verify": pack({**dict(cfg.verify), **({} if plan.judge is None else {"judge": plan.judge})}),
+        "judges": pack(plan.validation.judges(plan.judge) if plan.validation else {}),
         "seed": cfg.seed,
         "total_steps": cfg.steps,
         "min_new_tokens": cfg.min_new_tokens,
@@ -218,6 +218,7 @@ def build_data(
     from reasonrl.data.problems import load
     from reasonrl.data.prompts import prompt_from_config
     from reasonrl.train import PROVIDED
+    from reasonrl.verify.pool import CODE
 
     cfg = plan.cfg
     files = {split: folder.path / "data" / f"{split}.parquet" for split in ("train", "val")}
@@ -246,6 +247,8 @@ def build_data(
                 overlong=cfg.data.get("overlong", "drop"),
                 prompts={source: prompt_from_config(each) for source, each in (prompts or {}).items()},
             )
+            if cfg.verify.checker == CODE and (split == "train" or not plan.validation):
+                check_golds(loaded, file)
             if loaded.dropped_too_long:
                 console.print(
                     f"data {split}: {loaded.dropped_too_long} prompts over max_prompt_tokens={cfg.max_prompt_tokens} "
@@ -264,6 +267,20 @@ def build_data(
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
     return {split: str(file) for split, file in files.items()}
+
+
+def check_golds(loaded: Loaded, file: Path) -> None:
+    """Raise ConfigError for a problem whose answer is no gold of a program."""
+    from reasonrl.verify.code import check_answer
+
+    for problem in loaded.problems:
+        try:
+            check_answer(problem.answer)
+        except ValueError as error:
+            raise ConfigError(
+                f"{file}, problem {problem.id}: {error}. verify=code is for data of programs, such as data=mbpp; golds of "
+                "your own are made by reasonrl.verify.code.code_answer"
+            ) from error
 
 
 def write_tasks(tasks: Mapping[str, Any], file: Path, console: Console) -> None:

@@ -19,6 +19,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from reasonrl.config import RunFailed
+from reasonrl.engine.verl.names import FATAL
 
 logger = logging.getLogger(__name__)
 PING_SECONDS = 20.0  # how often a waiting step looks whether its workers live
@@ -154,7 +155,7 @@ class ReasonReplayBuffer(ReplayBuffer):
         return Selection(kept[:batch_size], [*kept[batch_size:], *(u for u in usable if u in flat)], errors)
 
     def _sync_metadata_from_transfer_queue(self) -> None:
-        """verl's, and the errors that our workers put into the tags of failed problems."""
+        """verl's, and the errors that our workers put into the tags of failed problems; raises a fatal one."""
         super()._sync_metadata_from_transfer_queue()
         self.errors: dict[str, str] = {}
         if any(self.failure_keys.values()):
@@ -162,6 +163,9 @@ class ReasonReplayBuffer(ReplayBuffer):
 
             for items in tq.kv_list().values():
                 self.errors.update({key: tag["error"] for key, tag in items.items() if "error" in tag})
+                for tag in items.values():
+                    if tag.get(FATAL):
+                        raise RolloutFailed(tag["error"])
 
     def _why_nothing(self, selection: Selection) -> str:
         causes = list(selection.failed.values())[:3]

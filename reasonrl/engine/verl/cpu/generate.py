@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,13 +55,22 @@ class Sampling:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
 
 
+class RowWeights(Protocol):
+    """Weights of some rows' own, beside the model's."""
+
+    def use(self, owners: Sequence[str | None]) -> None:
+        """Row i of the passes to come has the weights of `owners[i]`; None: the model's alone. (): no row has its own."""
+        ...
+
+
 @dataclass(eq=False)
 class Sequence_:
-    """One request under way: its prompt, and what it has generated so far."""
+    """One request under way: its prompt, and what it has generated so far. owner: of the weights it is sampled with."""
 
     prompt_ids: list[int]
     sampling: Sampling
     done: Callable[[Sequence_], None]
+    owner: str | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False  # True: ended by itself; False: cut at max_tokens
@@ -107,9 +116,9 @@ class SlotLayer(CacheLayerMixin):
         self.reserve(n, columns)
         assert self.keys is not None
         assert self.values is not None
-        slots = torch.arange(n)
-        self.keys[slots, :, self.place.lengths] = key_states[:, :, 0]
-        self.values[slots, :, self.place.lengths] = value_states[:, :, 0]
+        slots, ends = torch.arange(n, device=key_states.device), self.place.ends
+        self.keys[slots, :, ends] = key_states[:, :, 0]
+        self.values[slots, :, ends] = value_states[:, :, 0]
         return self.keys[:n, :, :columns], self.values[:n, :, :columns]
 
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
@@ -136,22 +145,32 @@ class SlotLayer(CacheLayerMixin):
         for k, row in enumerate(rows):
             members.setdefault(row, []).append(k)
         for row, ks in members.items():
-            slots, length = torch.tensor([first + k for k in ks]), lengths[ks[0]]
+            slots, length = torch.tensor([first + k for k in ks], device=read.keys.device), lengths[ks[0]]
             for mine, theirs in ((self.keys, read.keys), (self.values, read.values)):
                 assert mine is not None
                 mine[slots, :, :length] = theirs[row, :, theirs.shape[2] - length :]
 
 
 class Place:
-    """Where each running row stands; shared by the layers of a cache."""
+    """Where each running row stands; shared by the layers of a cache.
 
-    def __init__(self) -> None:
-        self.lengths = torch.empty(0, dtype=torch.long)  # (N,) columns in use
+    The numbers live on the CPU, so that no layer waits for a GPU to read them, with a copy on the model's device.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
+        self.lengths = torch.empty(0, dtype=torch.long)
 
     @property
-    def columns(self) -> int:
-        """T: columns that any row uses."""
-        return int(self.lengths.max()) if len(self.lengths) else 0
+    def lengths(self) -> torch.Tensor:
+        """(N,) columns in use, on the CPU."""
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: torch.Tensor) -> None:
+        self._lengths = lengths
+        self.ends = lengths.to(self._device)  # (N,) the same, on the model's device
+        self.columns = int(lengths.max()) if len(lengths) else 0  # T: columns that any row uses
 
 
 def _empty_like(states: torch.Tensor) -> torch.Tensor:
@@ -175,7 +194,9 @@ class Generator:
         end_ids: Sequence[int],
         decode: Callable[[list[int]], str] | None = None,
         max_rows: int = 256,
+        weights: RowWeights | None = None,
     ) -> None:
+        """weights: of owners, see `Sequence_`. Raises ValueError for a model that is not full attention."""
         kinds = getattr(model.config, "layer_types", None)
         if kinds is None and getattr(model.config, "sliding_window", None):
             kinds = ["sliding_attention"]  # Mistral: every layer, and no list of them
@@ -189,10 +210,12 @@ class Generator:
         self.end_ids = frozenset(end_ids)
         self.decode = decode
         self.max_rows = max_rows
+        self.weights = weights
+        self.device = getattr(model, "device", torch.device("cpu"))
         self.waiting: deque[Sequence_] = deque()
         self.rows: list[Sequence_] = []
-        self.place = Place()
-        self.last = torch.empty(0, dtype=torch.long)  # (N,) newest token of each row
+        self.place = Place(self.device)
+        self.last = torch.empty(0, dtype=torch.long, device=self.device)  # (N,) newest token of each row
         self.cache: Cache | None = None
         self.patience = PATIENCE
 
@@ -203,6 +226,8 @@ class Generator:
     def add(self, request: Sequence_) -> None:
         if not request.prompt_ids:
             raise ValueError("a request needs at least one prompt token")
+        if request.owner is not None and self.weights is None:
+            raise ValueError(f"a request asks for the weights of {request.owner!r}, and nobody here holds weights")
         self.waiting.append(request)
 
     def drop_all(self) -> list[Sequence_]:
@@ -213,8 +238,8 @@ class Generator:
         return lost
 
     def _forget(self) -> None:
-        self.rows, self.cache, self.place = [], None, Place()
-        self.last = torch.empty(0, dtype=torch.long)
+        self.rows, self.cache, self.place = [], None, Place(self.device)
+        self.last = torch.empty(0, dtype=torch.long, device=self.device)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -230,35 +255,39 @@ class Generator:
         if not self.rows:
             return
         assert self.cache is not None
-        lengths = self.place.lengths
-        columns = torch.arange(self.place.columns + 1)
-        mask = _additive(columns[None, :] <= lengths[:, None], self.model.dtype)[:, None, None, :]  # (N, 1, 1, T+1)
+        ends = self.place.ends
+        columns = torch.arange(self.place.columns + 1, device=self.device)
+        mask = _additive(columns[None, :] <= ends[:, None], self.model.dtype)[:, None, None, :]  # (N, 1, 1, T+1)
+        self._use([row.owner for row in self.rows])
         out = self.model(
             input_ids=self.last[:, None],
             attention_mask=mask,
-            position_ids=lengths[:, None],
+            position_ids=ends[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.place.lengths = lengths + 1
+        self.place.lengths = self.place.lengths + 1
         self._accept(out.logits[:, -1])
 
     def _admit(self, count: int) -> None:
-        """Prefill each distinct prompt once, sample its first tokens, join the running rows."""
+        """Prefill each distinct prompt of an owner once, sample its first tokens, join the running rows."""
         requests = [self.waiting[i] for i in range(count)]  # they leave the queue once the model has read them
-        distinct: dict[tuple[int, ...], int] = {}
-        source = [distinct.setdefault(tuple(r.prompt_ids), len(distinct)) for r in requests]
-        prompts = list(distinct)
+        distinct: dict[tuple[str | None, tuple[int, ...]], int] = {}
+        source = [distinct.setdefault((r.owner, tuple(r.prompt_ids)), len(distinct)) for r in requests]
+        prompts = [prompt for _, prompt in distinct]
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         start = torch.tensor([width - len(p) for p in prompts])
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        columns = torch.arange(width)
+        ids, start = ids.to(self.device), start.to(self.device)
+        columns = torch.arange(width, device=self.device)
         real = columns[None, :] >= start[:, None]
         seen = (columns[None, :] <= columns[:, None])[None] & real[:, None, :]
-        seen = seen | torch.eye(width, dtype=torch.bool)[None]  # a padded query must see something, or it becomes NaN
+        # a padded query must see something, or it becomes NaN
+        seen = seen | torch.eye(width, dtype=torch.bool, device=self.device)[None]
         read = DynamicCache()
+        self._use([owner for owner, _ in distinct])
         out = self.model(
             input_ids=ids,
             attention_mask=_additive(seen, self.model.dtype)[:, None],
@@ -278,8 +307,12 @@ class Generator:
             self.waiting.popleft()
         self.rows.extend(requests)
         self.patience = PATIENCE
-        self.last = torch.cat([self.last[:before], torch.zeros(len(requests), dtype=torch.long)])
-        self._accept(out.logits[:, -1][torch.tensor(source)], first=before)
+        self.last = torch.cat([self.last[:before], self.last.new_zeros(len(requests))])
+        self._accept(out.logits[:, -1][torch.tensor(source, device=self.device)], first=before)
+
+    def _use(self, owners: Sequence[str | None]) -> None:
+        if self.weights is not None:
+            self.weights.use(owners)
 
     def _accept(self, logits: torch.Tensor, first: int = 0) -> None:
         """Sample a token for the rows from `first` on, and let finished rows leave."""
@@ -318,7 +351,7 @@ class Generator:
                     order[i] = order[-1]
                 order.pop()
             rows = torch.tensor(order)
-            self.place.lengths, self.last = self.place.lengths[rows], self.last[rows]
+            self.place.lengths, self.last = self.place.lengths[rows], self.last[rows.to(self.device)]
             self.rows = [self.rows[i] for i in order]
         for row in gone:
             row.done(row)
@@ -330,7 +363,8 @@ class Generator:
 
 
 def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def sample(logits: torch.Tensor, rows: Sequence[Sequence_]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,17 +373,18 @@ def sample(logits: torch.Tensor, rows: Sequence[Sequence_]) -> tuple[torch.Tenso
     The log-probability is that of the distribution drawn from: after temperature and after top-k and top-p, which is
     vLLM's `processed_logprobs` and what verl compares with the trained policy.
     """
-    vocabulary = logits.shape[1]
-    temperature = torch.tensor([r.sampling.temperature for r in rows])
+    vocabulary, device = logits.shape[1], logits.device
+    temperature = torch.tensor([r.sampling.temperature for r in rows], device=device)
     greedy = temperature == 0
     logits = logits / torch.where(greedy, 1.0, temperature)[:, None]
     top_k = torch.tensor([r.sampling.top_k if r.sampling.top_k > 0 else vocabulary for r in rows])
     top_p = torch.tensor([r.sampling.top_p for r in rows], dtype=torch.float32)
     if bool((top_k < vocabulary).any()) or bool((top_p < 1).any()):
-        logits = restrict(logits, top_k.clamp(max=vocabulary), top_p)
+        logits = restrict(logits, top_k.clamp(max=vocabulary).to(device), top_p.to(device))
     logprobs = torch.log_softmax(logits, dim=-1)
-    uniform = torch.tensor([r.uniforms[len(r.token_ids)] for r in rows], dtype=torch.float64)
-    cdf = logprobs.double().exp().cumsum(dim=-1)
+    uniform = torch.tensor([r.uniforms[len(r.token_ids)] for r in rows], dtype=torch.float64, device=device)
+    # in place: with 128 rows and 152,000 tokens each (N, V) in float64 is 0.16 GB
+    cdf = logprobs.to(torch.float64, copy=True).exp_().cumsum_(dim=-1)
     # Scaling by the last value keeps the draw inside the support when rounding leaves the total just under one.
     drawn = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=vocabulary - 1)
     tokens = torch.where(greedy, logits.argmax(dim=-1), drawn)
@@ -359,11 +394,11 @@ def sample(logits: torch.Tensor, rows: Sequence[Sequence_]) -> tuple[torch.Tenso
 def restrict(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """Set everything outside top-k, then outside the smallest set of mass top_p, to -inf. logits (N, V)."""
     ordered, order = logits.sort(dim=-1, descending=True)
-    rank = torch.arange(logits.shape[1])
-    ordered = ordered.masked_fill(rank[None, :] >= top_k[:, None], float("-inf"))
+    rank = torch.arange(logits.shape[1], device=logits.device)
+    ordered.masked_fill_(rank[None, :] >= top_k[:, None], float("-inf"))
     probability = ordered.softmax(dim=-1)
-    before = probability.cumsum(dim=-1) - probability
+    before = probability.cumsum(dim=-1).sub_(probability)
     drop = before >= top_p[:, None]
     drop[:, 0] = False
-    ordered = ordered.masked_fill(drop, float("-inf"))
+    ordered.masked_fill_(drop, float("-inf"))
     return torch.empty_like(logits).scatter_(1, order, ordered)

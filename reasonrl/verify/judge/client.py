@@ -17,8 +17,17 @@ from typing import Any
 
 import httpx
 
-from reasonrl.eval.judge.serve import TOKEN_FILE, TOKEN_VARIABLE
-from reasonrl.eval.judge.types import VERDICTS, BadJob, Job, JudgeError, Outcome
+from reasonrl.verify.judge.types import (
+    TOKEN_FILE,
+    TOKEN_VARIABLE,
+    VERDICTS,
+    BadJob,
+    Job,
+    JudgeError,
+    JudgeGone,
+    Outcome,
+    Program,
+)
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between tries, doubled each time
 PATIENCE = 60.0  # seconds without a judge
@@ -39,7 +48,7 @@ class JudgeClient:
         token: str | None = None,
         patience: float = PATIENCE,
         busy_patience: float = BUSY_PATIENCE,
-        verify: str | bool = True,
+        verify: str | bool | None = None,
     ) -> None:
         """url: `http://127.0.0.1:8078`, or `unix:/path/of/its.socket`.
 
@@ -59,7 +68,7 @@ class JudgeClient:
         }
         self._transport: dict[str, Any] = {
             "uds": self._socket,
-            "verify": verify,
+            "verify": os.environ.get("SSL_CERT_FILE") or True if verify is None else verify,
             "limits": httpx.Limits(max_connections=512, max_keepalive_connections=64, keepalive_expiry=30.0),
         }
         self._lock = threading.Lock()
@@ -67,9 +76,12 @@ class JudgeClient:
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
         self._async = weakref.WeakKeyDictionary()
 
-    def judge(self, job: Job) -> Outcome:
-        """The verdict. Raises JudgeError: without a judge, or where there is no verdict; BadJob where there never is one."""
-        client = self._client()
+    def judge(self, job: Job | Program) -> Outcome:
+        """The verdict; of a Program what it wrote.
+
+        Raises JudgeGone without a judge, JudgeError where there is no verdict, BadJob where there never is one.
+        """
+        client, path = self._client(), path_of(job)
         talk = self._talk(job)
         step = next(talk)
         while True:
@@ -77,20 +89,20 @@ class JudgeClient:
                 time.sleep(step)
                 given: Any = None
             else:
-                given = _caught(lambda step=step: client.post("/v1/judge", json=step))
+                given = _caught(lambda step=step: client.post(path, json=step))
             try:
                 step = talk.send(given)
             except StopIteration as end:
                 return end.value
 
-    async def judge_async(self, job: Job) -> Outcome:
+    async def judge_async(self, job: Job | Program) -> Outcome:
         """`judge` for asyncio."""
         loop = asyncio.get_running_loop()
         client = self._async.get(loop)
         if client is None:
             transport = httpx.AsyncHTTPTransport(**self._transport)
             client = self._async[loop] = httpx.AsyncClient(transport=transport, **self._options)
-        talk = self._talk(job)
+        talk, path = self._talk(job), path_of(job)
         step = next(talk)
         while True:
             given: Any = None
@@ -98,7 +110,7 @@ class JudgeClient:
                 await asyncio.sleep(step)
             else:
                 try:
-                    given = await client.post("/v1/judge", json=step)
+                    given = await client.post(path, json=step)
                 except httpx.HTTPError as error:
                     given = error
             try:
@@ -110,7 +122,7 @@ class JudgeClient:
         """What the judge says of itself. Raises JudgeError."""
         answer = _caught(lambda: self._client().get("/healthz"))
         if isinstance(answer, Exception):
-            raise JudgeError(f"no judge at {self.url} ({_why(answer)}); start one with reasonrl judge")
+            raise JudgeGone(f"no judge at {self.url} ({_why(answer)}); start one with reasonrl judge")
         return dict(answer.json())
 
     def close(self) -> None:
@@ -141,7 +153,7 @@ class JudgeClient:
                 self._sync = httpx.Client(transport=transport, **self._options)
             return self._sync
 
-    def _talk(self, job: Job) -> Generator[dict[str, Any] | float, Any, Outcome]:
+    def _talk(self, job: Job | Program) -> Generator[dict[str, Any] | float, Any, Outcome]:
         """Yields a body to post, and gets the response or what went wrong; or yields seconds to wait."""
         body = encode_job(job, uuid.uuid4().hex)  # one id for all tries: the judge runs it once
         start = silent_since = time.monotonic()
@@ -167,11 +179,11 @@ class JudgeClient:
             else:
                 cause = _why(answer)
             if now - silent_since + pause > self.patience:
-                raise JudgeError(
+                raise JudgeGone(
                     f"no judge at {self.url} for {now - silent_since:.0f} s ({cause}); is `reasonrl judge` up?"
                 )
             if now - start > self.busy_patience:
-                raise JudgeError(f"the judge at {self.url} had no time for {now - start:.0f} s ({cause})")
+                raise JudgeGone(f"the judge at {self.url} had no time for {now - start:.0f} s ({cause})")
             yield pause * random.uniform(0.5, 1.0) if pause == wait else pause * random.uniform(1.0, 1.25)
             wait = min(2 * wait, LONGEST_WAIT)
 
@@ -180,17 +192,24 @@ class JudgeClient:
             try:
                 return decode_outcome(answer.json())
             except (ValueError, TypeError, KeyError) as error:
-                raise JudgeError(f"{self.url} is no judge of this version: {error}") from error
+                raise JudgeGone(f"{self.url} is no judge of this version: {error}") from error
         told = _told(answer)
         if answer.status_code in (413, 422):
             raise BadJob(f"the judge at {self.url} cannot judge this job: {told}")
-        raise JudgeError(f"the judge at {self.url} refused with status {answer.status_code}: {told}")
+        raise JudgeGone(f"the judge at {self.url} refused with status {answer.status_code}: {told}")
 
 
-def encode_job(job: Job, id: str | None = None) -> dict[str, Any]:
-    """The body of POST /v1/judge."""
+def path_of(job: Job | Program) -> str:
+    """Where it is asked."""
+    return "/v1/judge" if isinstance(job, Job) else "/v1/run"
+
+
+def encode_job(job: Job | Program, id: str | None = None) -> dict[str, Any]:
+    """The body of POST /v1/judge, or of POST /v1/run."""
     asked = ("cpu_seconds", "wall_seconds", "memory_mb", "output_bytes")
     limits = {name: value for name, value in asdict(job.limits).items() if name in asked and value is not None}
+    if isinstance(job, Program):
+        return {"code": job.code, "stdin": job.stdin, "limits": limits, "id": id}
     body: dict[str, Any] = {"code": job.code, "tests": job.tests, "prelude": job.prelude, "names": list(job.names)}
     return {**body, "mode": job.mode, "limits": limits, "id": id}
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reasonrl.config import ConfigError
-from reasonrl.eval.judge.client import JudgeClient
+from reasonrl.verify.judge.client import JudgeClient
 
 START_SECONDS = 120.0
 DRAIN_SECONDS = 60.0

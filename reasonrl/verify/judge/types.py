@@ -20,12 +20,18 @@ VERDICTS = (
     "unparseable",  # no program, or one that does not compile
     "sandbox_error",  # nobody knows; never to be taken for "incorrect"
 )
+TOKEN_VARIABLE = "REASONRL_JUDGE_TOKEN"
+TOKEN_FILE = "~/.cache/reasonrl/judge-token"
 Mode = Literal["strict", "nonce"]
 MODES = ("strict", "nonce")
 
 
 class JudgeError(RunFailed):
     """No verdict could be had. Never a wrong answer: nothing is known about the program."""
+
+
+class JudgeGone(JudgeError):
+    """There is no judge, or none that answers us: no other program will get a verdict either."""
 
 
 class BadJob(JudgeError):

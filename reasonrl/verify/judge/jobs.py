@@ -8,29 +8,37 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from reasonrl.eval.judge.types import Job, Limits, Mode
+from reasonrl.verify.judge.types import Job, Limits, Mode
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 _OPEN = re.compile(r"^[ \t]*```", re.MULTILINE)
+FENCE = "```"
 PYTHON_TAGS = ("", "python", "python3", "py")
 
 
-def extract_code(text: str) -> str | None:
+def extract_code(text: str, *, released: bool = False) -> str | None:
     """The program in an answer: the first fenced block of Python, else the whole text if it compiles; else None.
 
-    A block that is never closed is a program cut short: None.
+    A block that is never closed is a program cut short: None. released: as the code of arXiv 2502.15771 does it, for
+    parity: the first fenced block whatever it is, of whose tags only `python` in small letters is taken off.
     """
+    if released:
+        return _first_block(text)
     blocks = [(found[1].lower(), found[2]) for found in _FENCE.finditer(text)]
     for tag, code in blocks:
         if tag in PYTHON_TAGS:
             return code
     if blocks or _OPEN.search(text) or not text.strip():
         return None
-    try:
-        compile(text, "answer", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
-        return None
-    return text
+    return text if compiles(text) else None
+
+
+def _first_block(text: str) -> str | None:
+    before, opened, after = text.partition(FENCE)
+    inside, closed, _ = after.partition(FENCE)
+    if opened and closed:
+        return inside.removeprefix("python")
+    return before if before and not opened and compiles(before) else None
 
 
 def humaneval_job(

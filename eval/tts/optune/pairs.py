@@ -1,0 +1,286 @@
+"""What an editor is trained on: wrong attempts of the model itself, and the solutions that it should have written.
+
+    attempts   n a question, sampled from the plain model, judged, in a store: a journal that continues itself
+    targets    the reference solution and the answer in the form the prompt asks for, each accepted by the verifier
+    pairs      (question, attempt, words) -> edit; (question, target) -> loss under the edited weights
+
+An attempt that was cut, or that nobody could judge, is never used. Right attempts are left out, or what
+`correct_trial_strategy` says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reasonrl.config import ConfigError
+from reasonrl.eval.tts.feedback import FeedbackPolicy
+from reasonrl.eval.tts.optune.lesson import lesson, tokens
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+
+    from reasonrl.data.problems import Loaded
+    from reasonrl.eval.tts.backends.local import LocalBackend
+    from reasonrl.eval.tts.optune.train import OptuneKnobs
+
+STRATEGIES = ("exclude", "include", "ground_truth")
+CORRECT = "Your answer is correct."  # what `ground_truth` answers a right attempt with
+TOGETHER = 2048  # answers that are asked for together: what a kill loses, at most
+UNKNOWN = ("timeout", "error")  # of a verdict
+ASKS_FOR_TAG, ASKS_FOR_CODE = "<answer>", "code block"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """lesson: question, attempt and words; target: question and solution, of which the tokens from `start` on are learned."""
+
+    problem: int
+    lesson: tuple[int, ...]
+    target: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Problems with a solution, their targets as tokens, and everything that their attempts follow from."""
+
+    tokenizer: Any
+    feedback: FeedbackPolicy
+    loaded: Loaded
+    targets: Mapping[int, tuple[int, ...]]
+    settings: dict[str, Any]
+    about: dict[str, Any]
+
+
+def read_questions(cfg: DictConfig, knobs: OptuneKnobs, end_ids: Sequence[int], console: Console) -> Questions:
+    """Data, prompts and targets. Raises ConfigError for data without solutions, or a model without turns."""
+    from reasonrl.config import package_path
+    from reasonrl.data.prompts import prompt_from_config
+    from reasonrl.engine.verl.launch import load_tokenizer
+    from reasonrl.sampled.problems import settings
+
+    tokenizer = load_tokenizer(cfg)
+    feedback = FeedbackPolicy(tokenizer)
+    try:
+        prompt = prompt_from_config(cfg.prompt)
+        if prompt.kind != "chat":
+            raise ConfigError(
+                f"prompt={prompt.name} is a text, and an attempt is answered in turns of a chat: choose a prompt of kind chat"
+            )
+        loaded, sha256 = _read(cfg, tokenizer)
+    except ValueError as error:  # DataError and friends say what, where and the way out
+        raise ConfigError(str(error)) from error
+    have = [i for i, solution in enumerate(loaded.solutions) if solution.strip()]
+    if not have:
+        raise ConfigError(
+            f"data={cfg.data.name} has no reference solutions, and they are what an editor learns: choose data with steps "
+            "(data.steps=none leaves them out)"
+        )
+    ends = feedback.turn(knobs.words, header=False)[:1]
+    closing = ends if ends[0] in end_ids else (int(tokenizer.eos_token_id),)
+    made = _targets(cfg, prompt.user, loaded, have)
+    targets = {
+        i: (*tokenizer(text, add_special_tokens=False)["input_ids"], *closing) for i, text in sorted(made.items())
+    }
+    notes = [f"{len(loaded) - len(have)} without a solution"] if len(have) < len(loaded) else []
+    notes += [f"{len(have) - len(made)} whose solution the verifier does not accept"] if len(made) < len(have) else []
+    if loaded.dropped_too_long:
+        notes.append(f"{loaded.dropped_too_long} longer than max_prompt_tokens")
+    console.print(f"{len(targets)} questions with a solution" + "".join(f", {note}" for note in notes))
+    found = {**settings(cfg, knobs.samples, tokenizer, len(loaded), sha256), "engine": knobs.device}
+    about = {
+        "model": cfg.model.name,
+        "path": package_path(cfg.model.path),
+        "data": cfg.data.name,
+        "prompt": prompt.name,
+    }
+    return Questions(tokenizer, feedback, loaded, targets, found, about)
+
+
+def _read(cfg: DictConfig, tokenizer: Any) -> tuple[Loaded, str]:
+    """The training problems as a run loads them, with their solutions. Raises DataError."""
+    from reasonrl.data.items import DataError
+    from reasonrl.data.prepare import build
+    from reasonrl.data.problems import load
+    from reasonrl.data.prompts import prompt_from_config
+
+    with tempfile.TemporaryDirectory(prefix="reasonrl-optune-") as scratch:
+        try:
+            report = build(cfg.data, Path(scratch))["train"]
+            loaded = load(
+                report.path,
+                prompt_from_config(cfg.prompt),
+                tokenizer,
+                max_prompt_tokens=cfg.max_prompt_tokens,
+                overlong=cfg.data.get("overlong", "drop"),
+            )
+        except DataError as error:
+            raise DataError(str(error).replace(f"{scratch}/", "")) from error  # nobody can look there
+    return loaded, report.sha256
+
+
+def target_text(prompt: str, solution: str, answer: str) -> str:
+    r"""A reference solution as an answer to this prompt: it ends in `\boxed{}`, or in what else the prompt asks for."""
+    from reasonrl.verify.extract import extract_answer
+
+    solution = solution.strip()
+    if ASKS_FOR_TAG in prompt:
+        return f"<think>\n{solution}\n</think>\n<answer>{answer}</answer>"
+    if ASKS_FOR_CODE in prompt:
+        return solution if "```" in solution else f"```python\n{solution}\n```"
+    if extract_answer(solution, "boxed") is not None:
+        return solution
+    return f"{solution}\n\\boxed{{{answer}}}"
+
+
+def _targets(cfg: DictConfig, prompt: str, loaded: Loaded, have: Sequence[int]) -> dict[int, str]:
+    """Those that the verifier takes for right. Raises ConfigError when it takes none."""
+    from reasonrl.verify.pool import Verifier, VerifierError, verify_from_config
+
+    texts = [target_text(prompt, loaded.solutions[i], loaded.problems[i].answer) for i in have]
+    try:
+        with Verifier(verify_from_config(cfg.verify)) as verifier:
+            verdicts = verifier.verify_many(
+                [(text, loaded.problems[i].answer) for i, text in zip(have, texts, strict=True)]
+            )
+    except VerifierError as error:
+        raise ConfigError(str(error)) from error
+    found = {i: text for i, text, verdict in zip(have, texts, verdicts, strict=True) if verdict.correct}
+    if not found:
+        raise ConfigError(
+            f"the verifier (verify.checker={cfg.verify.checker}) accepts none of the {len(have)} solutions in the form "
+            f"that prompt={cfg.prompt.name} asks for, the first with: {verdicts[0].message or verdicts[0].status}. Its "
+            f"target was {texts[0][-80:]!r}. Choose another prompt= or verify="
+        )
+    return found
+
+
+# Attempts
+
+
+def sample_attempts(
+    cfg: DictConfig, knobs: OptuneKnobs, questions: Questions, backend: Callable[[], LocalBackend], console: Console
+) -> None:
+    """Sample and judge what the store lacks. backend: opens the model, called where something is missing."""
+    from reasonrl.engine.sampling import Answer, Ask, CPUSampler
+    from reasonrl.runs.journal import Journal, Shard
+    from reasonrl.sampled.answers import Progress, judged, noise_key, sampling, telling_what_is_kept
+    from reasonrl.verify.pool import Verifier, verify_from_config
+
+    problems = questions.loaded.problems
+    with Journal.opened(knobs.store_path(cfg), Shard(0, 1), questions.settings, questions.about) as journal:
+        todo = [i for i in questions.targets if problems[i].id not in journal.done]
+        if not todo:
+            return
+        if journal.done:
+            console.print(f"{journal.path} has {len(journal.done)} of {len(questions.targets)} questions already")
+        with (
+            telling_what_is_kept(journal, "questions"),
+            Verifier(verify_from_config(cfg.verify)) as verifier,
+        ):
+            model = backend()
+            verifier.warm_up()
+            sampler = CPUSampler(
+                model.model, end_ids=model.end_ids, decode=questions.tokenizer.decode, max_rows=model.max_rows
+            )
+
+            def judge(answer: Answer) -> Any:
+                text = questions.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+                return verifier.submit(text, problems[answer.key[0]].answer)
+
+            progress = Progress(console, len(todo), what="questions", answers="attempts")
+            progress.start()
+            size = -(-TOGETHER // knobs.samples)
+            for start in range(0, len(todo), size):
+                some = todo[start : start + size]
+
+                def asks(some: Sequence[int] = some) -> Iterator[Ask]:
+                    for i in some:
+                        for number in range(knobs.samples):
+                            how = sampling(cfg, noise_key(cfg.seed, problems[i].id, number))
+                            yield Ask((i, number), problems[i].prompt_ids.tolist(), how)
+
+                for i, samples in judged(asks(), lambda i: knobs.samples, sampler, judge):
+                    attempts = [
+                        {
+                            "token_ids": sample.token_ids,
+                            "finished": sample.finished,
+                            "correct": sample.verdict.result().correct,
+                            "known": sample.verdict.result().status not in UNKNOWN,
+                        }
+                        for sample in samples
+                    ]
+                    journal.add({"id": problems[i].id, "attempts": attempts})
+                    progress(samples)
+
+
+def read_attempts(cfg: DictConfig, knobs: OptuneKnobs, questions: Questions) -> dict[int, list[dict[str, Any]]]:
+    """Of each question, from its store."""
+    from reasonrl.runs.journal import Shard, read_journal
+
+    written = read_journal(Shard(0, 1).file(knobs.store_path(cfg)))
+    rows = {row["id"]: row["attempts"] for row in (written.rows if written else ())}
+    return {i: rows[questions.loaded.problems[i].id] for i in questions.targets}
+
+
+def pairs_of(
+    knobs: OptuneKnobs, questions: Questions, attempts: Mapping[int, Sequence[Mapping[str, Any]]], seed: int
+) -> tuple[list[Pair], Counter[str]]:
+    """What can be learned from, and how many attempts were left out and why. Raises ConfigError where nothing is left."""
+    found, counts = [], Counter[str]()
+    for i, some in attempts.items():
+        prompt = questions.loaded.problems[i].prompt_ids.tolist()
+        target = (*prompt, *questions.targets[i])
+        for attempt in some:
+            counts["attempts"] += 1
+            counts["correct"] += attempt["correct"]
+            why = _left_out(knobs, attempt)
+            words = CORRECT if attempt["correct"] and knobs.correct_trial_strategy == "ground_truth" else knobs.words
+            if why is None:
+                step = lesson(prompt, attempt["token_ids"], attempt["finished"], questions.feedback, words)
+                pair = Pair(i, tokens(step), target, len(prompt))
+                if max(len(pair.lesson), len(target)) > knobs.max_tokens:
+                    why = "too long"
+                else:
+                    found.append(pair)
+            if why is not None:
+                counts[why] += 1
+    if not found:
+        told = ", ".join(f"{count} {why}" for why, count in counts.items() if why != "attempts")
+        raise ConfigError(
+            f"none of {counts['attempts']} attempts can be learned from ({told}): raise max_new_tokens or max_tokens, choose "
+            "harder data, or correct_trial_strategy=include"
+        )
+    if len(found) > knobs.max_pairs:
+        counts["over max_pairs"] = len(found) - knobs.max_pairs
+        kept = np.sort(np.random.default_rng([seed, 3]).permutation(len(found))[: knobs.max_pairs])
+        found = [found[i] for i in kept]
+    return found, counts
+
+
+def _left_out(knobs: OptuneKnobs, attempt: Mapping[str, Any]) -> str | None:
+    if not attempt["finished"]:
+        return "cut"
+    if not attempt["known"]:
+        return "not judged"
+    if attempt["correct"] and knobs.correct_trial_strategy == "exclude":
+        return "right"
+    return None
+
+
+def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """To train on and held out, by question. Raises ConfigError when nothing would be left to train on."""
+    names = sorted({pair.problem for pair in pairs})
+    count = round(share * len(names))
+    if share > 0:
+        count = min(max(count, 1), len(names) - 1)
+    held = {names[i] for i in np.random.default_rng([seed, 1]).permutation(len(names))[:count]}
+    return [pair for pair in pairs if pair.problem not in held], [pair for pair in pairs if pair.problem in held]
