@@ -17,7 +17,7 @@ ARGS ?=
 # Processes that test; each takes up to 2 GB of memory.
 WORKERS ?= 2
 # Where the docs' blocks run with few steps.
-DOCS := README.md docs/add_a_method.md docs/eval.md
+DOCS := README.md docs/add_a_method.md docs/eval.md docs/tts.md
 
 PIP = $(BIN)/python -m pip
 # Its date says when the development tools of pyproject.toml were installed. Not the file of a tool: other packages bring some.

@@ -135,20 +135,21 @@ def equal_tokens(runs: Sequence[Run], labels: Sequence[str]) -> tuple[str, float
     return None
 
 
-def table(runs: Sequence[Run], equal: Sequence[str] = ("best_of_n",)) -> str:
-    """Markdown. Raises ValueError for runs that cannot be compared."""
+def table(runs: Sequence[Run], equal: Sequence[str] = ("best_of_n",), *, seconds: bool = True) -> str:
+    """Markdown. seconds: whether runs had the machine to themselves. Raises ValueError for runs that cannot be compared."""
     require_comparable(runs)
     sizes = sorted({int(k) for run in runs for k in run.results["coverage"]})
     at = equal_tokens(runs, equal)
     heads = ["method", "measure", *(f"@{k}" for k in sizes)]
     heads += [f"within {at[1]:,.0f} tokens"] if at else []
-    heads += ["tokens a question", "attempts a question", "seconds"]
+    heads += ["tokens a question", "attempts a question", *(["seconds"] if seconds else [])]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for run in runs:
         spent = run.results["spent"]
         cells = [f"`{run.label}`", run.measure, *(_cell(run.at(k)) for k in sizes)]
         cells += [_cell(run.within(at[1]))] if at else []
-        cells += [f"{run.tokens_a_question:,.0f}", f"{spent['charged_a_question']:.1f}", f"{run.seconds:,.0f}"]
+        cells += [f"{run.tokens_a_question:,.0f}", f"{spent['charged_a_question']:.1f}"]
+        cells += [f"{run.seconds:,.0f}"] if seconds else []
         lines.append(f"| {' | '.join(cells)} |")
     first = runs[0].results
     about = (
@@ -174,6 +175,7 @@ def _percent(share: float) -> str:
 def draw(runs: Sequence[Run], file: Path) -> None:
     """Two panels: the share solved over attempts, and over tokens a question."""
     import matplotlib as mpl
+    import matplotlib.ticker
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -205,6 +207,9 @@ def draw(runs: Sequence[Run], file: Path) -> None:
     left.set_xticks(ticks, [str(tick) for tick in ticks])
     left.minorticks_off()
     right.set(xscale="log", xlabel="generated tokens a question may cost")
+    right.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda tokens, _: f"{tokens:,.0f}"))
+    right.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     for axis in (left, right):
         axis.grid(alpha=0.25)
     handles, labels = left.get_legend_handles_labels()
@@ -279,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--equal", default="best_of_n", help="methods at whose tokens all are compared, the first there is"
     )
+    parser.add_argument("--no-seconds", action="store_true", help="for runs that shared a machine")
     parser.add_argument("--markdown", default=None)
     parser.add_argument("--image", default=None)
     args = parser.parse_intermixed_args(argv)
@@ -287,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(args.folder)
     labels = json.loads((folder / SETTINGS).read_text())["labels"]
     runs = [read(folder, label) for label in labels]
-    text = table(runs, args.equal.split(","))
+    text = table(runs, args.equal.split(","), seconds=not args.no_seconds)
     print(text)
     if args.markdown:
         Path(args.markdown).write_text(text)

@@ -246,3 +246,30 @@ def checkpoint_bytes(cfg: DictConfig) -> int:
     if cfg.verl:
         return 2 * count
     return (4 if cfg.model.lora_rank else 12) * count
+
+
+def architecture(path: str) -> Any:
+    """The modules of the model that lies there, from its configuration: no weight is read.
+
+    None where the architecture is code of the model's own, which nothing before the model itself should run. Raises
+    ConfigError for a configuration that no model can be made from.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if hasattr(config, "auto_map") and type(config).__module__.startswith("transformers_modules"):
+            return None
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # the libraries behind it raise a dozen kinds
+        if "trust_remote_code" in str(error):
+            return None
+        line = (str(error).strip().splitlines() or ["no message"])[0]
+        raise ConfigError(f"cannot read the architecture of model {path}: {type(error).__name__}: {line}") from error
+    finally:
+        logging.set_verbosity(before)

@@ -28,10 +28,9 @@ from reasonrl.eval.tts.optune import outer as outer_module
 from reasonrl.eval.tts.optune.card import WEIGHTS, read_card
 from reasonrl.eval.tts.optune.lesson import tokens
 from reasonrl.eval.tts.optune.outer import Outer
-from reasonrl.eval.tts.optune.pairs import CORRECT, Pair, pairs_of, split, target_text
+from reasonrl.eval.tts.optune.pairs import CORRECT, Pair, pairs_of, split
 from reasonrl.eval.tts.optune.targets import chosen, matrices, modules
 from reasonrl.eval.tts.optune.train import OptuneKnobs, read, train
-from reasonrl.verify.pool import Verifier, VerifyConfig
 
 TINY = ["model=tiny", "data=arithmetic", "data.size=12", "samples=3", "epochs=1", "batch=4", "val_share=0.3", "lr=1e-4"]
 
@@ -194,28 +193,6 @@ def test_passes_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, mon
 # What is learned from
 
 
-@pytest.mark.parametrize(
-    ("prompt", "solution", "answer", "match"),
-    [
-        ("{question}", "12+34=46\n46-5=41\n", "41", "46-5=41\n\\boxed{41}"),
-        ("put it within \\boxed{}.", "He has 4*18=72 of them.\n", "72", "of them.\n\\boxed{72}"),
-        ("put it within \\boxed{}.", "So $x=\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}", "$x=\\boxed{\\frac{1}{2}}$."),
-        ("between <answer> and </answer>", "Two more is 7.", "7", "</think>\n<answer>7</answer>"),
-    ],
-    ids=["arithmetic", "gsm8k", "math", "answer_tag"],
-)
-def test_targets_end_in_the_form_that_the_prompt_asks_for(prompt: str, solution: str, answer: str, match: str) -> None:
-    made = target_text(prompt, solution, answer)
-    assert made.endswith(match)
-    with Verifier(VerifyConfig()) as verifier:
-        verdicts = verifier.verify_many([(made, answer), (made, "3")])
-    assert [each.correct for each in verdicts] == [True, False]
-
-
-def test_a_program_is_a_target_in_a_fence() -> None:
-    assert target_text("in one Python code block.", "x = 1\n", "{}") == "```python\nx = 1\n```"
-
-
 def questions() -> Any:
     """Three questions with one target each, in the markup of the byte tokenizer."""
     tokenizer = byte_tokenizer()
@@ -332,8 +309,8 @@ def test_what_cannot_work_is_told_before_anything_is_sampled(tmp_path: Path, mon
     empty = write_jsonl(tmp_path / "empty.jsonl", [])
     bare = base_folder(tmp_path / "bare", tokenizer=byte_tokenizer(chat=False), context=512)
     for more, match in (
-        (["data.steps=none"], "data=arithmetic has no reference solutions, and they are what an editor learns"),
-        (["data=jsonl", f"data.path={rows}", "data.val_size=2", "data.val_split=null"], "has no reference solutions"),
+        (["data.steps=none"], "data=arithmetic has no solutions to learn from"),
+        (["data=jsonl", f"data.path={rows}", "data.val_size=2", "data.val_split=null"], "has no solutions to learn from"),
         (["data=jsonl", f"data.path={empty}", "data.val_size=2", "data.val_split=null"], "empty.jsonl"),
         (
             [f"model={bare}", "max_prompt_tokens=256", "max_new_tokens=200"],

@@ -70,8 +70,6 @@ def test_the_judges_word_is_the_reward(tmp_path: Path) -> None:
         assert len(frame) == 8
         wanted = frame.problem_id.str.startswith("right/").astype(float)
         assert frame.score.tolist() == wanted.tolist()
-        assert set(frame.verdict) == {"ok"}
-        assert frame.extracted.str.startswith("def f(x):").all()
     assert run.lines()[0]["val/acc"] == 0.0  # validation gives no opening, and the model writes no program
     assert run.lines()[0]["val/failed"] == 0.0
     assert run.lines()[1]["verify/checked"] == 8

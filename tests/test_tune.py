@@ -467,7 +467,7 @@ def test_what_is_left_out_is_counted() -> None:
     [
         ([("a", "1", "")], {}, "data=x has no solutions to learn from"),
         ([("a", "1", "x" * 300)], {}, "all 1 solutions are longer than max_tokens=200 .*raise max_tokens"),
-        ([("a", "1", "x")], {"ending": "it is {answer}"}, r"the verifier accepts none of 1 solutions, .*'x\\nit is 1'"),
+        ([("a", "1", "x")], {"ending": "it is {answer}"}, r"the verifier .*accepts none of 1 solutions, .*'x\\nit is 1'"),
     ],
 )
 def test_data_that_teaches_nothing_is_refused(rows: Any, more: dict[str, Any], match: str) -> None:

@@ -427,16 +427,12 @@ def check_targets(model_path: str, targets: str) -> None:
 
     A model with code of its own is checked when it is loaded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from reasonrl.config import package_path
+    from reasonrl.models import architecture
 
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(package_path(model_path)))
-    except Exception:  # whatever keeps it from being read is told when it is loaded
-        return
-    matched(linear_names(model), targets)
+    model = architecture(package_path(model_path))
+    if model is not None:
+        matched(linear_names(model), targets)
 
 
 # Noise of dropout: a hash of key, layer, place and input, so that it is the same on every device and in every batch

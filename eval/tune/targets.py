@@ -63,27 +63,14 @@ def make_targets(
     source: str,
 ) -> Targets:
     """Raises ConfigError where nothing is left, saying why."""
-    if not any(text.strip() for text in loaded.solutions):
-        raise ConfigError(
-            f"{source} has no solutions to learn from: name their column with data.steps_field=..., or choose data that has "
-            "them (gsm8k, math, arithmetic)"
-        )
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer names no end token (eos_token), which a solution has to end with")
-    form = ending if ending is not None else ending_of(verify, prompt)
-    with_solution = [i for i, text in enumerate(loaded.solutions) if text.strip()]
-    texts = [target_text(loaded.solutions[i], loaded.problems[i].answer, form, verify) for i in with_solution]
-    held = accepted(texts, [loaded.problems[i].answer for i in with_solution], verify)
-    kept = [(i, text) for i, text, right in zip(with_solution, texts, held, strict=True) if right]
-    if not kept:
-        raise ConfigError(
-            f"{source}: the verifier accepts none of {len(texts)} solutions, the first of which ends with "
-            f"{texts[0][-60:]!r}: give the form of the answer as ending='...{SLOT}...', or another verify="
-        )
+    texts = gold_texts(loaded, prompt, verify, ending=ending, source=source)
+    with_solution = sum(bool(text.strip()) for text in loaded.solutions)
     lead = " " if prompt.kind == "text" and not prompt.user[-1:].isspace() else ""
-    encoded = tokenizer([lead + text for _, text in kept], add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([lead + text for text in texts.values()], add_special_tokens=False)["input_ids"]
     made = []
-    for (i, _), ids in zip(kept, encoded, strict=True):
+    for i, ids in zip(texts, encoded, strict=True):
         before = loaded.problems[i].prompt_ids
         whole = np.concatenate([np.asarray(before, np.int32), np.asarray([*ids, tokenizer.eos_token_id], np.int32)])
         made.append(Target(loaded.problems[i].id, whole, len(before)))
@@ -96,11 +83,36 @@ def make_targets(
         )
     dropped = {
         "prompt over max_prompt_tokens": loaded.dropped_too_long,
-        "no solution": len(loaded) - len(with_solution),
-        "refused by the verifier": len(texts) - len(kept),
+        "no solution": len(loaded) - with_solution,
+        "refused by the verifier": with_solution - len(texts),
         f"longer than {max_tokens} tokens": len(made) - len(train),
     }
     return Targets(train, {reason: count for reason, count in dropped.items() if count})
+
+
+def gold_texts(
+    loaded: Loaded, prompt: Prompt, verify: VerifyConfig, *, ending: str | None, source: str
+) -> dict[int, str]:
+    """Solutions as they are to be written, by problem: those that the verifier accepts.
+
+    ending: the form of the answer; None: see `ending_of`. Raises ConfigError where there is none, saying why.
+    """
+    with_solution = [i for i, text in enumerate(loaded.solutions) if text.strip()]
+    if not with_solution:
+        raise ConfigError(
+            f"{source} has no solutions to learn from: name their column with data.steps_field=..., or choose data that has "
+            "them (gsm8k, math, arithmetic); data.steps=none leaves them out"
+        )
+    form = ending if ending is not None else ending_of(verify, prompt)
+    texts = [target_text(loaded.solutions[i], loaded.problems[i].answer, form, verify) for i in with_solution]
+    held = accepted(texts, [loaded.problems[i].answer for i in with_solution], verify)
+    if not any(held):
+        raise ConfigError(
+            f"{source}: the verifier (verify.checker={verify.checker}) accepts none of {len(texts)} solutions, the first of "
+            f"which ends with {texts[0][-60:]!r}: give the form of the answer as ending='...{SLOT}...' (reasonrl tune), "
+            "another prompt= or another verify="
+        )
+    return {i: text for i, text, right in zip(with_solution, texts, held, strict=True) if right}
 
 
 def ending_of(verify: VerifyConfig, prompt: Prompt) -> str:

@@ -35,7 +35,6 @@ STRATEGIES = ("exclude", "include", "ground_truth")
 CORRECT = "Your answer is correct."  # what `ground_truth` answers a right attempt with
 TOGETHER = 2048  # answers that are asked for together: what a kill loses, at most
 UNKNOWN = ("timeout", "error")  # of a verdict
-ASKS_FOR_TAG, ASKS_FOR_CODE = "<answer>", "code block"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,9 @@ def read_questions(cfg: DictConfig, knobs: OptuneKnobs, end_ids: Sequence[int], 
     from reasonrl.config import package_path
     from reasonrl.data.prompts import prompt_from_config
     from reasonrl.engine.verl.launch import load_tokenizer
+    from reasonrl.eval.tune.targets import gold_texts
     from reasonrl.sampled.problems import settings
+    from reasonrl.verify.pool import verify_from_config
 
     tokenizer = load_tokenizer(cfg)
     feedback = FeedbackPolicy(tokenizer)
@@ -78,20 +79,15 @@ def read_questions(cfg: DictConfig, knobs: OptuneKnobs, end_ids: Sequence[int], 
         loaded, sha256 = _read(cfg, tokenizer)
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
-    have = [i for i, solution in enumerate(loaded.solutions) if solution.strip()]
-    if not have:
-        raise ConfigError(
-            f"data={cfg.data.name} has no reference solutions, and they are what an editor learns: choose data with steps "
-            "(data.steps=none leaves them out)"
-        )
+    made = gold_texts(loaded, prompt, verify_from_config(cfg.verify), ending=None, source=f"data={cfg.data.name}")
+    have = sum(bool(solution.strip()) for solution in loaded.solutions)
     ends = feedback.turn(knobs.words, header=False)[:1]
     closing = ends if ends[0] in end_ids else (int(tokenizer.eos_token_id),)
-    made = _targets(cfg, prompt.user, loaded, have)
     targets = {
         i: (*tokenizer(text, add_special_tokens=False)["input_ids"], *closing) for i, text in sorted(made.items())
     }
-    notes = [f"{len(loaded) - len(have)} without a solution"] if len(have) < len(loaded) else []
-    notes += [f"{len(have) - len(made)} whose solution the verifier does not accept"] if len(made) < len(have) else []
+    notes = [f"{len(loaded) - have} without a solution"] if have < len(loaded) else []
+    notes += [f"{have - len(made)} whose solution the verifier does not accept"] if len(made) < have else []
     if loaded.dropped_too_long:
         notes.append(f"{loaded.dropped_too_long} longer than max_prompt_tokens")
     console.print(f"{len(targets)} questions with a solution" + "".join(f", {note}" for note in notes))
@@ -125,42 +121,6 @@ def _read(cfg: DictConfig, tokenizer: Any) -> tuple[Loaded, str]:
         except DataError as error:
             raise DataError(str(error).replace(f"{scratch}/", "")) from error  # nobody can look there
     return loaded, report.sha256
-
-
-def target_text(prompt: str, solution: str, answer: str) -> str:
-    r"""A reference solution as an answer to this prompt: it ends in `\boxed{}`, or in what else the prompt asks for."""
-    from reasonrl.verify.extract import extract_answer
-
-    solution = solution.strip()
-    if ASKS_FOR_TAG in prompt:
-        return f"<think>\n{solution}\n</think>\n<answer>{answer}</answer>"
-    if ASKS_FOR_CODE in prompt:
-        return solution if "```" in solution else f"```python\n{solution}\n```"
-    if extract_answer(solution, "boxed") is not None:
-        return solution
-    return f"{solution}\n\\boxed{{{answer}}}"
-
-
-def _targets(cfg: DictConfig, prompt: str, loaded: Loaded, have: Sequence[int]) -> dict[int, str]:
-    """Those that the verifier takes for right. Raises ConfigError when it takes none."""
-    from reasonrl.verify.pool import Verifier, VerifierError, verify_from_config
-
-    texts = [target_text(prompt, loaded.solutions[i], loaded.problems[i].answer) for i in have]
-    try:
-        with Verifier(verify_from_config(cfg.verify)) as verifier:
-            verdicts = verifier.verify_many(
-                [(text, loaded.problems[i].answer) for i, text in zip(have, texts, strict=True)]
-            )
-    except VerifierError as error:
-        raise ConfigError(str(error)) from error
-    found = {i: text for i, text, verdict in zip(have, texts, verdicts, strict=True) if verdict.correct}
-    if not found:
-        raise ConfigError(
-            f"the verifier (verify.checker={cfg.verify.checker}) accepts none of the {len(have)} solutions in the form "
-            f"that prompt={cfg.prompt.name} asks for, the first with: {verdicts[0].message or verdicts[0].status}. Its "
-            f"target was {texts[0][-80:]!r}. Choose another prompt= or verify="
-        )
-    return found
 
 
 # Attempts

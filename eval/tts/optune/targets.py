@@ -6,13 +6,13 @@ the last one. Shapes are those of the modules, read from the model's configurati
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reasonrl.config import ConfigError
+from reasonrl.models import architecture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,32 +100,8 @@ def matrices_of(path: str) -> list[Matrix] | None:
     None where the architecture is code of the model's own, which nothing before the model itself should run.
     Raises ConfigError for a configuration that no model can be made from.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(path)
-        if hasattr(config, "auto_map") and type(config).__module__.startswith("transformers_modules"):
-            return None
-        with torch.device("meta"), _quiet():
-            return matrices(AutoModelForCausalLM.from_config(config))
-    except Exception as error:  # the libraries behind it raise a dozen kinds
-        line = (str(error).strip().splitlines() or ["no message"])[0]
-        if "trust_remote_code" in str(error):
-            return None
-        raise ConfigError(f"cannot read the architecture of model {path}: {type(error).__name__}: {line}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    model = architecture(path)
+    return None if model is None else matrices(model)
 
 
 def _layer(matrix: Matrix) -> int:
