@@ -8,7 +8,10 @@
 
 What `run` is told beside its options (key=value) goes to every method. --arm 'label: key=value ...' adds one of one's own, or
 replaces one of that name; optune needs --arm 'optune: method=optune method.editor=<folder>'. What is complete is not made
-again.
+again; `table` also takes a folder of runs that were given out=<folder>/<label> by hand. A tuned model is an arm too, on its
+base's hard set:
+
+    --hard tts/hard/tiny-arithmetic.json --arm 'lora: method=best_of_n model=tuned/tiny-arithmetic-lora'
 
 Columns: the share of questions solved with k attempts, a coverage where the verifier ends the search; then the share solved
 when a question may cost T tokens, T being what an average question cost the first method there is of --equal; both with 95 %
@@ -75,6 +78,11 @@ class Run:
         return not self.results["oracle"] and self.kind == "coverage"
 
     @property
+    def programs(self) -> bool:
+        """Whether answers are programs, of which equal ones are one answer in a vote."""
+        return bool(self.results["settings"].get(f"{self.results['task']}.checker") == "code")
+
+    @property
     def tokens_a_question(self) -> float:
         return float(self.results["spent"]["tokens_a_question"])
 
@@ -96,12 +104,26 @@ class Run:
                 kept.append(index)
         some = [trace.attempts[i] for i in kept if trace.attempts[i].number > 0]
         if self.kind == "vote":
-            chosen = voted([each.extracted for each in some], raw=self.results["method"].get("raw_vote", False))
+            raw = self.results["method"].get("raw_vote", False)
+            chosen = voted([each.extracted for each in some], raw=raw, programs=self.programs)
             return float(chosen is not None and some[chosen].verdict == "correct")
         if self.kind == "selected":
             chosen = best([trace.notes.get("scores", [])[i] for i in kept])
             return float(chosen is not None and trace.attempts[kept[chosen]].verdict == "correct")
         return float(any(each.verdict == "correct" for each in some))
+
+
+def labels_in(folder: Path) -> list[str]:
+    """The rows: what `run` was told, else the complete runs there are, in the order of `ARMS`. Raises FileNotFoundError."""
+    if (folder / SETTINGS).is_file():
+        told: list[str] = json.loads((folder / SETTINGS).read_text())["labels"]
+        return told
+    found = sorted(file.parent.name for file in folder.glob("*/results.json"))
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no complete run of `reasonrl tts`: `run` first, or give out={folder}/<method>"
+        )
+    return sorted(found, key=lambda label: list(ARMS).index(label) if label in ARMS else len(ARMS))
 
 
 def read(folder: Path, label: str) -> Run:
@@ -117,10 +139,15 @@ def read(folder: Path, label: str) -> Run:
 
 
 def require_comparable(runs: Sequence[Run]) -> None:
-    """Raise ValueError for runs of other questions, models or prompts."""
-    names = ("model", "data", "prompt", "ids")
+    """Raise ValueError for runs of other questions, models, prompts or verifiers.
+
+    A model that `reasonrl tune` made may stand beside its base, on the base's hard set.
+    """
+    task = runs[0].results["task"]
+    names = ("model", "tasks", "ids", *(f"{task}.{name}" for name in ("data", "prompt", "prompt_sha256", "checker")))
     for run in runs[1:]:
-        for name in names:
+        tuned = any(each.results.get("hard", {}).get("of_base") for each in (runs[0], run))
+        for name in names[1:] if tuned else names:
             one, two = (each.results["settings"].get(name) for each in (runs[0], run))
             if one != two:
                 raise ValueError(f"{runs[0].label} and {run.label} have another {name}: they cannot stand in one table")
@@ -249,10 +276,11 @@ def run(args: argparse.Namespace) -> None:
     (folder / SETTINGS).write_text(json.dumps({"labels": list(arms)}) + "\n")
     for label, own in arms.items():
         budget = [] if "method=greedy" in own else [f"budget={args.budget}"]
+        given = {arg.partition("=")[0] for arg in own}
         reasonrl(
             "tts",
             *own,
-            *common,
+            *(arg for arg in common if arg.partition("=")[0] not in given),
             *budget,
             *hard,
             *limit,
@@ -291,8 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what == "run":
         run(args)
     folder = Path(args.folder)
-    labels = json.loads((folder / SETTINGS).read_text())["labels"]
-    runs = [read(folder, label) for label in labels]
+    runs = [read(folder, label) for label in labels_in(folder)]
     text = table(runs, args.equal.split(","), seconds=not args.no_seconds)
     print(text)
     if args.markdown:

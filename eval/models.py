@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -200,3 +201,14 @@ def fingerprint(model: EvalModel) -> str:
     from reasonrl.models import model_fingerprint
 
     return model_fingerprint(package_path(model.path))
+
+
+def tuned_from(model: EvalModel) -> str | None:
+    """The fingerprint of the model that `reasonrl tune` trained this one from; None for another."""
+    from reasonrl.eval.tune.command import FILE
+
+    file = Path(package_path(model.path)) / FILE
+    try:
+        return str(json.loads(file.read_text())["base"]["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

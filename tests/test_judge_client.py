@@ -184,6 +184,27 @@ def test_many_threads_may_share_a_client() -> None:
         assert len({each["id"] for each in asked}) == 16
 
 
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"[]", b'{"status": "ok"}', b'{"status": "ok", "most": null}'])
+def test_health_of_another_server_is_no_judges(body: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        with (
+            JudgeClient(f"http://127.0.0.1:{server.server_address[1]}") as client,
+            pytest.raises(JudgeGone, match="is no judge of this version"),
+        ):
+            client.health()
+        server.shutdown()
+
+
 def test_health_of_nobody_names_the_command() -> None:
     with (
         JudgeClient("unix:/nowhere/socket") as client,

@@ -146,6 +146,22 @@ def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
     shutil.rmtree(path.parent)  # the killed one could not
 
 
+def test_it_ends_also_when_whoever_started_it_ends_while_it_begins_to_serve(tmp_path: Path) -> None:
+    """Between its own signal handlers and those of the server a SIGTERM is lost."""
+    script = (
+        "import os, sys, time, uvicorn\nfrom reasonrl.eval.judge.serve import run\n"
+        "source, sink = os.pipe()\nos.dup2(source, 0)\nbegin = uvicorn.Server.run\n"
+        "def late(server, **given):\n    os.close(sink)\n    time.sleep(0.5)\n    begin(server, **given)\n"
+        "uvicorn.Server.run = late\n"
+        "sys.exit(run(['end_with_stdin=true', 'unsafe_local=true', f'socket={sys.argv[1]}']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "socket"], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stopped; 0 jobs accepted" in done.stderr
+
+
 def test_unsafe_local_is_said_at_the_start_and_on_every_response(tmp_path: Path) -> None:
     process, url, token = started(tmp_path, "unsafe_local=true")
     answer = httpx.post(

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -56,6 +57,25 @@ def test_each_verdict_says_what_happened(sandbox: Sandbox, code: str, verdict: s
     assert outcome.verdict == verdict, outcome
     assert message in outcome.message
     assert verdict in VERDICTS
+
+
+def test_a_candidate_cannot_make_the_verdict_too_long_to_be_read(sandbox: Sandbox) -> None:
+    """It answers the tests itself, with megabytes of words about why it does not compile."""
+    forged = (
+        "import os\ndef double(x):\n    data = b'[\"unparseable\",\"a\",\"' + b'w' * (2 << 20) + b'\",[]]'\n"
+        "    data = len(data).to_bytes(4, 'little') + data\n    while data:\n        data = data[os.write(4, data):]\n"
+    )
+    outcome = sandbox.run(job(forged))
+    assert outcome.verdict == "unparseable", outcome.message[:200]
+    assert len(outcome.message) <= 2 * inside.MESSAGE_CHARS
+
+
+def test_an_input_without_room_is_no_wrong_answer(sandbox: Sandbox) -> None:
+    count = "import sys\nprint(len(sys.stdin.read()))"
+    fits = sandbox.run(Program(count, "x" * sandboxes.LARGEST_STDIN))
+    assert fits.stdout == f"{sandboxes.LARGEST_STDIN}\n"
+    outcome = sandbox.run(Program(count, "x" * (sandboxes.LARGEST_STDIN + 1)))
+    assert (outcome.verdict, outcome.again) == ("sandbox_error", False)
 
 
 def test_cpu_time_is_the_clock_not_the_time_on_the_wall(sandbox: Sandbox) -> None:
@@ -429,10 +449,22 @@ def test_the_filter_is_whole_and_unknown_machines_have_none() -> None:
         ("Sure, here it is", None),
         ("", None),
         ("x = '```'\n", "x = '```'\n"),
+        ("```python\r\nx = 1\r\n```\r\nDone.", "x = 1\r\n"),
+        ("```python title=`a`\nx = 1\n```\ny\n```\n", "y\n"),
+        ("  ``` python3 \n  x = 1\n  ```\t\n", "  x = 1\n"),
+        ("```py\nx = 1\n```py\ny\n```", "x = 1\n```py\ny\n"),
     ],
 )
 def test_the_program_in_an_answer_is_its_first_python_block(text: str, code: str | None) -> None:
     assert extract_code(text) == code
+
+
+@pytest.mark.parametrize("piece", ["```python\n", "```0", "0", "``` ", "   ", "```python\nx\n```sh\n"])
+def test_finding_the_program_takes_time_linear_in_the_answer(piece: str) -> None:
+    """A model that repeats itself must not hold up the loop that samples: the text is read outside any deadline."""
+    begin = time.process_time()
+    assert extract_code("```" + piece * (200_000 // len(piece))) is None
+    assert time.process_time() - begin < 2  # measured: 0.05; a search from each fence takes minutes
 
 
 def test_the_released_judges_jobs_are_prompt_and_completion(sandbox: Sandbox) -> None:

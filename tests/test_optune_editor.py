@@ -337,6 +337,29 @@ def test_an_attempt_without_usable_tokens_changes_nothing() -> None:
     assert learner.facts() == {"edits": 2, "edit_tokens": 2.5, "empty_edits": 1}
 
 
+def test_an_edit_that_is_not_finite_is_named_and_nothing_has_changed() -> None:
+    model = toy()
+    editors = taught(model)
+    learner = EditLearner(model, editors)
+    learner.step([("good", step(TEXTS[0])), ("bad", step(TEXTS[1]))])
+    before = learner.factors("good")
+    forward = editors.forward
+
+    def broken(factors: Any, noise: Any) -> Any:
+        edits = forward(factors, noise)
+        edits[1].right[-1] = torch.inf  # of the longest
+        return edits
+
+    editors.forward = broken  # type: ignore[method-assign]
+    longest = max(TEXTS, key=len)
+    with pytest.raises(
+        FloatingPointError, match=r"question bad: the edit of its attempt is not finite; train the editor"
+    ):
+        learner.step([("good", step(longest[:4])), ("bad", step(longest))])
+    after = learner.factors("good")
+    assert all(torch.equal(x, y) for name in before for x, y in zip(before[name], after[name], strict=True))
+
+
 def test_edits_depend_on_no_neighbour() -> None:
     model = toy()
     learner = EditLearner(model, taught(model))
@@ -487,6 +510,8 @@ def test_a_damaged_editor_is_refused(base: Path, tmp_path: Path) -> None:
     bad("is not the card of an editor", text="{")
     bad("has schema 9, this reasonrl reads 1", text=json.dumps({**values, "schema": 9}))
     bad("is not the card of an editor", text=json.dumps({**values, "surprise": 1}))
+    shapeless = [{**each, "outputs": None} for each in values["matrices"]]
+    bad("is not the card of an editor", text=json.dumps({**values, "matrices": shapeless}))
     bad(r"eta has shape \(3,\), and editor\.json says \(4,\)", tensors={**weights, "eta": torch.zeros(3)})
     bad("extra has shape .*says that there is none", tensors={**weights, "extra": torch.zeros(3)})
     bad("eta is not finite", tensors={**weights, "eta": torch.full((4,), torch.nan)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from tts_builders import Letters, letters, play
 
 from reasonrl.cli import main
 from reasonrl.config import ConfigError, RunFailed
+from reasonrl.eval.folder import locked
 from reasonrl.eval.tts.feedback import INCORRECT, FeedbackPolicy
 from reasonrl.eval.tts.methods.optune import OpTune
 from reasonrl.eval.tts.optune import outer as outer_module
@@ -31,6 +33,9 @@ from reasonrl.eval.tts.optune.outer import Outer
 from reasonrl.eval.tts.optune.pairs import CORRECT, Pair, pairs_of, split
 from reasonrl.eval.tts.optune.targets import chosen, matrices, modules
 from reasonrl.eval.tts.optune.train import OptuneKnobs, read, train
+from reasonrl.eval.tts.run import comparable, prepare
+from reasonrl.eval.tts.settings import read_settings
+from reasonrl.runs.files import DiskFull
 
 TINY = ["model=tiny", "data=arithmetic", "data.size=12", "samples=3", "epochs=1", "batch=4", "val_share=0.3", "lr=1e-4"]
 
@@ -190,6 +195,28 @@ def test_passes_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, mon
         run.run()
 
 
+def test_a_training_that_came_to_no_editor_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = outer(
+        tmp_path / "one", epochs=1, micro_batch=26, batch=26, lr=1e30
+    )  # a step: what it leads to shows on others
+    with pytest.raises(RunFailed, match=r"held out is not finite under the edits .*smaller lr="):
+        run.run()
+    with pytest.raises(RunFailed, match="held out is not finite"):
+        outer(tmp_path / "one", epochs=1, micro_batch=26, batch=26, lr=1e30).run()  # from its last checkpoint
+    run = outer(tmp_path / "none", epochs=1, micro_batch=26, batch=26)
+    monkeypatch.setattr(run, "_losses", lambda *args: None)
+    monkeypatch.setattr(run, "_mean", lambda *args, **more: 1.0)
+    with pytest.raises(RunFailed, match="none of 1 steps had numbers that are finite, so nothing was learned"):
+        run.run()
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    run = outer(tmp_path)
+    (tmp_path / ".checkpoint.safetensors.tmp").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match="disk full while writing .*checkpoint.safetensors"):
+        run.save()
+
+
 # What is learned from
 
 
@@ -303,6 +330,35 @@ def test_another_training_takes_the_attempts_over(trained: Path, monkeypatch: py
         command(trained, "temperature=0.7", out="warm")
 
 
+def test_a_store_that_is_whole_is_read_by_several_at_once(trained: Path) -> None:
+    with (trained / "store" / ".shard-0-of-1.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another training is reading it, or was sampling until now
+        assert "editor of 4 matrices" in command(trained, "rank=6", out="beside")
+
+
+def test_a_run_is_continued_however_the_path_of_its_editor_is_written(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    same = []
+    for path in ("editor", f"{trained}/editor/"):
+        asked = ["model=tiny", "task=arithmetic", "limit=2", "method=optune", "out=run", f"method.editor={path}"]
+        same.append(comparable(prepare(read_settings(asked), Console(quiet=True))))
+    assert same[0] == same[1]
+    assert len(same[0]["method.editor.sha256"]) == 64
+
+
+def test_what_nothing_could_be_learned_with_is_no_unfinished_training(trained: Path) -> None:
+    with pytest.raises(ConfigError, match="can be learned from .*raise max_new_tokens or max_tokens"):
+        command(trained, "max_tokens=2", out="short")
+    assert "editor of 4 matrices" in command(trained, out="short")
+
+
+def test_two_trainings_of_one_editor_do_not_mix(trained: Path) -> None:
+    with locked(trained / ".twice.training"), pytest.raises(ConfigError, match="another process is at work on .*twice"):
+        command(trained, "rank=5", out="twice")
+
+
 def test_what_cannot_work_is_told_before_anything_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)])
@@ -310,7 +366,10 @@ def test_what_cannot_work_is_told_before_anything_is_sampled(tmp_path: Path, mon
     bare = base_folder(tmp_path / "bare", tokenizer=byte_tokenizer(chat=False), context=512)
     for more, match in (
         (["data.steps=none"], "data=arithmetic has no solutions to learn from"),
-        (["data=jsonl", f"data.path={rows}", "data.val_size=2", "data.val_split=null"], "has no solutions to learn from"),
+        (
+            ["data=jsonl", f"data.path={rows}", "data.val_size=2", "data.val_split=null"],
+            "has no solutions to learn from",
+        ),
         (["data=jsonl", f"data.path={empty}", "data.val_size=2", "data.val_split=null"], "empty.jsonl"),
         (
             [f"model={bare}", "max_prompt_tokens=256", "max_new_tokens=200"],

@@ -451,6 +451,26 @@ def test_what_asks_for_the_models_own_weights_gets_them_after_a_step_too(double:
         assert backend.generate(asks + mine) == before
 
 
+def test_samples_of_probabilities_that_are_no_numbers_are_refused(double: Any, tokenizer: Any) -> None:
+    with learner(double, lr=HIGH) as own:
+        backend = LocalBackend(double, tokenizer, own, end_ids=[3])
+        asks = [(name, Generate(PROMPT, Sampling(max_tokens=4, seed=(1,)))) for name in ("good", "bad")]
+        backend.step([(name, a_step()) for name in ("good", "bad")])
+        good = backend.generate(asks[:1])
+        own._own["bad"].weights.fill_(torch.nan)
+        with pytest.raises(FloatingPointError, match="question bad: the probabilities of its tokens are not finite"):
+            backend.generate(asks)
+        assert backend.generate(asks[:1]) == good
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", "inf"), ("alpha", "0"), ("alpha", "inf"), ("c", "inf"), ("c", "-1")]
+)
+def test_a_number_that_can_teach_nothing_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be "):
+        FTTT(**{name: float(value)})  # type: ignore[arg-type]
+
+
 def test_a_backend_without_a_learner_takes_no_step(double: Any, tokenizer: Any) -> None:
     backend = LocalBackend(double, tokenizer, end_ids=[3])
     with pytest.raises(NotImplementedError, match="opened without a learner"):

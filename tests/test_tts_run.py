@@ -251,6 +251,23 @@ def test_the_hard_set_is_what_greedy_decoding_fails_on(tiny: LocalBackend) -> No
         made("method=best_of_n", "hard=auto", "prompt=boxed", backend=asked)
 
 
+def test_a_tuned_model_is_asked_what_its_base_fails_on(tiny: LocalBackend) -> None:
+    knobs = read_settings([*BASE, "limit=6"], fixed=("method=greedy",))
+    hard = build_hard_set(knobs, open_backend=lambda plan: contextlib.nullcontext(tiny))
+    manifest = json.loads(hard.read_text())
+    shutil.copytree(package_path("pkg://reasonrl.assets.tiny/model"), "other")
+    config = json.loads(Path("other/config.json").read_text())
+    Path("other/config.json").write_text(json.dumps({**config, "initializer_range": 0.5}))
+    asked = ("method=best_of_n", "budget=1", "seeds=42", f"hard={hard}", "model=other")
+    with pytest.raises(ConfigError, match="was made with another model"):
+        made(*asked, backend=fake("\\boxed{no}"))
+    Path("other/tune.json").write_text(json.dumps({"base": {"fingerprint": manifest["model"]}}))
+    found = results(made(*asked, backend=fake("\\boxed{no}")))["hard"]
+    assert found["of_base"]
+    assert found["questions"] == len(manifest["ids"])
+    assert found["full_accuracy"] is None  # nobody asked it the questions that its base solves
+
+
 def test_a_hard_set_that_is_missing_is_told_with_the_command_that_builds_it() -> None:
     with pytest.raises(
         ConfigError,

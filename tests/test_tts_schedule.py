@@ -208,6 +208,20 @@ def test_attempts_of_an_earlier_session_are_not_made_again(name: str) -> None:
         assert len(again.steps) == len(first.steps)  # weights are made again, from the same attempts
 
 
+def test_an_attempt_that_could_not_be_graded_stays_so_when_the_run_is_continued() -> None:
+    question = posed("q")
+    (whole,) = Schedule(BestOfN(), FakeBackend(scripted({"q": "FEF"})), FakeVerifier(), Budget(3)).run([question])
+    assert [each.verdict for each in whole.attempts] == ["wrong", "error", "wrong"]
+
+    class Mended(FakeVerifier):
+        def submit(self, posed: Posed, text: str) -> Any:
+            return super().submit(posed, "T" if text == "E" else text)
+
+    again = Schedule(BestOfN(), FakeBackend(scripted({"q": "F"})), Mended(), Budget(3))
+    (continued,) = again.run([question], {"q": whole.attempts[:2]})
+    assert continued == whole  # else the trace would be solved by an attempt that is written down as not right
+
+
 def test_a_budget_of_seconds_is_the_questions_own_share() -> None:
     backend = FakeBackend(drawn("F"))
     schedule = Schedule(BestOfN(), backend, FakeVerifier(), Budget(10_000, seconds=1e-7))

@@ -248,6 +248,14 @@ def test_one_that_stays_away_ends_the_run_with_a_way_on() -> None:
         over_http(server.url, patience=0.2).score([asked("abc")])
 
 
+def test_one_that_is_not_there_is_told_before_anything_is_sampled() -> None:
+    with serving(lambda chat: (200, 1)) as server:
+        assert BestOfN(selector="orm", orm=server.url).scorer(None, PROMPT) is not None
+    for url in (server.url, "http://:6003/", "http://x:port/"):
+        with pytest.raises(ConfigError, match=f"no reward model answers at {url} .*: start it, or correct method.orm="):
+            BestOfN(selector="orm", orm=url).scorer(None, PROMPT)
+
+
 @pytest.mark.parametrize("value", ["good", None, True, [1.0], float("nan")])
 def test_what_is_no_number_ends_the_run(value: Any) -> None:
     with serving(lambda chat: (200, value)) as server, pytest.raises(RunFailed, match="not a number: it must answer"):

@@ -6,8 +6,9 @@ import contextlib
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,11 +98,50 @@ def test_at_other_tokens_or_none(tts_table: ModuleType, folder: Path) -> None:
     assert "within" not in tts_table.table(runs, ["fttt"]).splitlines()[2]
 
 
-def test_runs_of_other_questions_stand_in_no_table(tts_table: ModuleType, folder: Path) -> None:
-    runs = [tts_table.read(folder, label) for label in ("greedy", "best_of_n")]
+def test_a_tuned_model_stands_beside_its_base_on_the_base_s_hard_set(tts_table: ModuleType, folder: Path) -> None:
+    runs = [tts_table.read(folder, label) for label in ("best_of_n", "greedy")]
+    runs[1].results["settings"]["model"] = "tuned"
+    runs[1].results["hard"] = {"of_base": True}
+    tts_table.require_comparable(runs)
     runs[1].results["settings"]["ids"] = "others"
-    with pytest.raises(ValueError, match="greedy and best_of_n have another ids: they cannot stand in one table"):
+    with pytest.raises(ValueError, match="another ids"):
+        tts_table.require_comparable(runs)
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "ids", "arithmetic.data", "arithmetic.prompt", "arithmetic.prompt_sha256", "arithmetic.checker"]
+)
+def test_runs_of_other_questions_stand_in_no_table(tts_table: ModuleType, folder: Path, name: str) -> None:
+    runs = [tts_table.read(folder, label) for label in ("greedy", "best_of_n")]
+    assert runs[1].results["settings"][name]
+    runs[1].results["settings"][name] = "others"
+    with pytest.raises(ValueError, match=f"greedy and best_of_n have another {name}: they cannot stand in one table"):
         tts_table.table(runs)
+
+
+def test_equal_programs_are_one_vote_within_tokens_too(tts_table: ModuleType, folder: Path) -> None:
+    one, two, other = "def f():\n    return 1", "def f():  # one\n    return 1", "def f():\n    return 2"
+    attempts = [attempt(1, other, "wrong"), attempt(2, one, "correct"), attempt(3, two, "correct")]
+    run = tts_table.read(folder, "self_consistency")
+    run = replace(run, traces=[[SimpleNamespace(attempts=attempts, notes={})]])
+    assert run.within(30)["estimate"] == 0.0  # as texts each is given once, so that the first one wins
+    run.results["settings"]["arithmetic.checker"] = "code"
+    assert run.within(30)["estimate"] == 1.0
+
+
+def attempt(number: int, extracted: str, verdict: str) -> Any:
+    return SimpleNamespace(number=number, extracted=extracted, verdict=verdict, tokens=10)
+
+
+def test_runs_that_were_made_by_hand_are_found(tts_table: ModuleType, folder: Path, tmp_path: Path) -> None:
+    for label in ("self_consistency", "a_new_one", "best_of_n", "under_way"):
+        (tmp_path / label).mkdir()
+        if label != "under_way":
+            (tmp_path / label / "results.json").write_text("{}")
+    assert tts_table.labels_in(tmp_path) == ["best_of_n", "self_consistency", "a_new_one"]
+    assert tts_table.labels_in(folder) == ["greedy", "best_of_n", "self_consistency"]
+    with pytest.raises(FileNotFoundError, match="holds no complete run of `reasonrl tts`: `run` first"):
+        tts_table.labels_in(tmp_path / "under_way")
 
 
 def test_a_run_that_is_not_complete_is_named(tts_table: ModuleType, folder: Path) -> None:
@@ -122,17 +162,17 @@ def test_every_method_is_asked_as_it_was_said(
     asked: list[str] = []
     monkeypatch.setattr(tts_table, "reasonrl", lambda *args: asked.append(" ".join(args)))
     monkeypatch.setattr(tts_table, "read", lambda folder_, label: None)
-    monkeypatch.setattr(tts_table, "table", lambda runs, equal: "")
+    monkeypatch.setattr(tts_table, "table", lambda runs, equal, seconds: "")
     args = ["run", str(tmp_path), "--methods", "greedy,fttt", "--budget", "8", "--seeds", "1", "--hard", "auto"]
-    tts_table.main([*args, "--arm", "fast: method=fttt method.lr=1e-3", "max_new_tokens=64"])
+    tts_table.main([*args, "--arm", "fast: method=fttt method.lr=1e-3 max_new_tokens=9", "max_new_tokens=64"])
     assert asked == [
         "tts hard model=tiny task=arithmetic max_new_tokens=64",
         *(
-            f"tts {own} model=tiny task=arithmetic max_new_tokens=64{budget} hard=auto seeds=1 batch=64 out={tmp_path / label}"
-            for label, own, budget in (
-                ("greedy", "method=greedy", ""),
-                ("fttt", "method=fttt", " budget=8"),
-                ("fast", "method=fttt method.lr=1e-3", " budget=8"),
+            f"tts {own} model=tiny task=arithmetic{more}{budget} hard=auto seeds=1 batch=64 out={tmp_path / label}"
+            for label, own, more, budget in (
+                ("greedy", "method=greedy", " max_new_tokens=64", ""),
+                ("fttt", "method=fttt", " max_new_tokens=64", " budget=8"),
+                ("fast", "method=fttt method.lr=1e-3 max_new_tokens=9", "", " budget=8"),  # its own word wins
             )
         ),
     ]

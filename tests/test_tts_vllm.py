@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -330,6 +331,16 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(vllm, "write_adapter", full)
     with pytest.raises(RunFailed, match="cannot write an adapter to .*: No space left on device. .* the same command"):
         made.generate([("a", ask())])
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_adapter(tmp_path / "1", {"q": (torch.zeros(8, 64), torch.zeros(64, 8))}, LORA)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_fttt_samples_each_attempt_with_the_weights_of_the_steps_before_it(tmp_path: Path) -> None:

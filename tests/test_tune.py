@@ -338,6 +338,44 @@ def test_a_stopped_training_continues_as_if_nothing_had_happened(
     assert sorted(p.name for p in Path().iterdir()) == ["out", "whole"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong", "match"),
+    [
+        ("lora", "layers=9", "layers=9: the model has layers 0 to"),
+        ("adapter", "reduction=7", "reduction=7 does not divide the hidden size"),
+        ("lora", "device=gpu", "device must be auto, cpu or cuda, got 'gpu'"),
+        ("lora", "weights=bfloat16", "weights=bfloat16 is for a GPU"),
+    ],
+)
+def test_what_was_refused_does_not_stand_in_the_way_of_what_is_right(
+    kind: str, wrong: str, match: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("reasonrl.engine.bottleneck.load_model", lambda *args, **how: pytest.fail("loaded"))
+        with pytest.raises(ConfigError, match=match):
+            make(base, kind, wrong, "out=out")
+    assert not list(Path().iterdir())
+    assert make(base, kind, "steps=1", "out=out").is_dir()
+
+
+def test_a_refusal_keeps_a_training_that_has_begun(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    often = ("steps=4", "save_every=2", "out=out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Stopping, "at", 3)
+        patch.setattr(trainer, "Progress", Stopping)
+        with pytest.raises(KeyboardInterrupt):
+            make(base, "lora", *often)
+
+    def gone(*args: Any, **how: Any) -> None:
+        raise OSError("disk away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reasonrl.engine.bottleneck.load_model", gone)
+        with pytest.raises(ConfigError, match="cannot load model"):
+            make(base, "lora", *often)
+    assert [folder.name for folder in Path(".out.training").glob("checkpoint-*")]
+
+
 def test_a_finished_folder_is_kept(base: Path) -> None:
     folder = make(base, "lora", "out=out", "steps=1")
     before = (folder / "model.safetensors").stat().st_mtime_ns
@@ -467,7 +505,11 @@ def test_what_is_left_out_is_counted() -> None:
     [
         ([("a", "1", "")], {}, "data=x has no solutions to learn from"),
         ([("a", "1", "x" * 300)], {}, "all 1 solutions are longer than max_tokens=200 .*raise max_tokens"),
-        ([("a", "1", "x")], {"ending": "it is {answer}"}, r"the verifier .*accepts none of 1 solutions, .*'x\\nit is 1'"),
+        (
+            [("a", "1", "x")],
+            {"ending": "it is {answer}"},
+            r"the verifier .*accepts none of 1 solutions, .*'x\\nit is 1'",
+        ),
     ],
 )
 def test_data_that_teaches_nothing_is_refused(rows: Any, more: dict[str, Any], match: str) -> None:

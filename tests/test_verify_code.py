@@ -83,6 +83,19 @@ def test_calls_of_a_method_are_literals_in_the_tests() -> None:
         (lambda: code_answer("mbpp", test=["a"]), "Unknown setting in the mbpp problem 'test'. Did you mean 'tests'"),
         (lambda: code_answer("mbpp"), "lacks tests"),
         (lambda: code_answer("mbpp", tests=[]), "without a test every program is right"),
+        (lambda: code_answer("mbpp", tests=[" \n"]), "without a test every program is right"),
+        (
+            lambda: code_answer("humaneval", prompt="", tests="check = print", entry_point="f"),
+            r"must define check\(candidate\)",
+        ),
+        (
+            lambda: code_answer("stdin", inputs=["x" * (16 << 20)], outputs=[""]),
+            "an input has more than 15728640 bytes",
+        ),
+        (
+            lambda: code_answer("stdin", inputs=[""], outputs=["é" * (9 << 20)]),
+            "an output has more than 16777216 bytes",
+        ),
         (lambda: code_answer("humaneval", prompt="", tests="t", entry_point="f()"), "must be the name of a function"),
         (lambda: code_answer("stdin", inputs=["1"], outputs=[]), "equally many and not empty, got 1 and 0"),
         (lambda: code_answer("stdin", inputs=[], outputs=[]), "equally many and not empty"),
@@ -130,6 +143,8 @@ def test_only_what_a_program_did_itself_is_wrong() -> None:
         ("", "", True),
         ("", "0", False),
         ("nan", "1", False),
+        ("sNaN", "1", False),
+        ("Infinity", "inf", True),
     ],
 )
 def test_what_a_program_writes_is_compared_line_by_line(written: str, expected: str, same: bool) -> None:
@@ -211,6 +226,27 @@ def test_a_gold_of_another_kind_is_no_wrong_answer(fake) -> None:
         verifier.submit(fenced(RIGHT), "72").result(5)
 
 
+@pytest.mark.parametrize(
+    "error", [UnicodeEncodeError("utf-8", "x", 0, 1, "half a character"), KeyError("x"), ZeroDivisionError()]
+)
+def test_an_error_of_ours_is_no_wrong_answer_either(fake, error: Exception) -> None:
+    """Whoever takes a RunFailed for silence, and any other exception for a wrong answer, must not be misled."""
+    fake(lambda _: error)
+    with Verifier(CODE) as verifier, pytest.raises(RunFailed, match=f"no verdict: {type(error).__name__}"):
+        verifier.submit(fenced(RIGHT), DOUBLE).result(5)
+
+
+def test_an_address_that_is_none_is_told_as_such_and_not_as_a_gold(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def broken(*_: Any) -> Iterator[Any]:
+        raise ValueError("Invalid port")
+        yield
+
+    monkeypatch.setattr(code, "open_judge", broken)
+    with Verifier(CODE) as verifier, pytest.raises(JudgeError, match="^no verdict: ValueError: Invalid port"):
+        verifier.submit(fenced(RIGHT), DOUBLE).result(5)
+
+
 def test_the_first_input_that_fails_decides(fake) -> None:
     judge = fake(lambda task: Outcome("passed", stdout="3" if task.stdin == "1 2\n" else "7"))
     with Verifier(CODE) as verifier:
@@ -254,7 +290,7 @@ def test_closing_leaves_nobody_waiting_and_no_thread(fake) -> None:
 
 
 def test_what_verdicts_follow_from_is_compared_and_an_address_is_not() -> None:
-    assert VerifyConfig(checker="code", judge="http://a").comparable == VerifyConfig(checker="code").comparable
+    assert VerifyConfig(checker="code", judge="https://a").comparable == VerifyConfig(checker="code").comparable
     assert VerifyConfig(checker="code", cpu_seconds=9.0).comparable != VerifyConfig(checker="code").comparable
     assert set(VerifyConfig().comparable) == {"checker", "extract", "answer_after", "timeout"}
 
@@ -277,6 +313,8 @@ def verifier() -> Iterator[Verifier]:
         ("def double(x):\n    return x + 2", DOUBLE, False, "ok"),
         ("def double(x):\n    while True:\n        pass", DOUBLE, False, "ok"),
         ("def double(x)\n    return 2 * x", DOUBLE, False, "no_answer"),
+        ("def double(x):\n    raise ValueError('\\ud800')", DOUBLE, False, "ok"),  # half a character in its message
+        ("def double(x):\n    assert False, '\\ud800'", DOUBLE, False, "ok"),
         ("import os\nos._exit(0)", DOUBLE, False, "ok"),
         ("class A:\n    def __eq__(self, o): return True\ndef double(x): return A()", DOUBLE, False, "ok"),
         ("    return floor(x / 2)", HALF, True, "ok"),

@@ -334,7 +334,16 @@ def test_a_checker_whose_library_is_missing_is_refused_with_the_way_out(monkeypa
         ({"cache_size": -1}, r"cache_size must be >= 0"),
         ({"cpu_seconds": 0.0}, r"cpu_seconds must be >= 0.1"),
         ({"memory_mb": 1}, r"memory_mb must be >= 64"),
-        ({"judge": "localhost:8078"}, r"verify\.judge must be http://\.\.\., https://"),
+        ({"judge": "localhost:8078"}, r"verify\.judge must be https://\.\.\., unix:.*http://127\.0\.0\.1"),
+        ({"judge": "http://judge.lab:8078"}, r"verify\.judge must be https://.*got 'http://judge.lab:8078'"),
+        ({"judge": "http://localhost:80b8"}, r"verify\.judge must be https://.*got 'http://localhost:80b8'"),
+        ({"judge": "http://[::1"}, r"verify\.judge must be https://"),
+        ({"judge": "https://"}, r"verify\.judge must be https://"),
+        ({"judge": "unix:"}, r"verify\.judge must be https://"),
+        (
+            {"checker": "code", "extract": "boxed"},
+            r"verify\.extract=boxed finds no programs: choose auto or first_fence",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:

@@ -743,5 +743,6 @@ def main(result, out, err):
             verdict = "error"
             message = f"exit code {code}" if code >= 0 else f"signal {-code}"
             message = f"the program ended itself: {link.why or message}"
-    write_all(result, encode({"verdict": verdict, "message": str(message), "cpu": cpu, "exit": code}, None).encode())
+    message = str(message)[: 2 * MESSAGE_CHARS]  # the candidate may have chosen it, and only so much is read
+    write_all(result, encode({"verdict": verdict, "message": message, "cpu": cpu, "exit": code}, None).encode())
     os._exit(0)

@@ -41,6 +41,7 @@ IDLE_AFTER, IDLE_SHARE = 0.3, 0.1  # after so many seconds, a program on less th
 LONGEST_STARVED = 4  # times its wall time, for a program that others keep from running
 END_SECONDS = 5.0  # that a killed sandbox may take to be gone
 HOME_BYTES = 16 << 20
+LARGEST_STDIN = HOME_BYTES - (1 << 20)  # which lies in the home, where the program may write too
 DIAGNOSIS_BYTES = 4096
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -228,6 +229,8 @@ class Sandbox:
 
         on_idle: called once, from this thread, when the program waits instead of computing.
         """
+        if isinstance(task, Program) and len(task.stdin.encode("utf-8", "surrogatepass")) > LARGEST_STDIN:
+            return Outcome("sandbox_error", f"an input of more than {LARGEST_STDIN} bytes does not fit", again=False)
         begin = time.monotonic()
         with contextlib.ExitStack() as stack:
             try:
@@ -434,6 +437,7 @@ class _Running:
                 return Outcome("timeout_cpu", "the tests themselves took too long", cpu, 0.0, stdout, stderr)
             return Outcome("sandbox_error", explained(told, self.process.returncode), cpu, 0.0, stdout, stderr)
         cpu = round(cpu, 3)
+        message = message.encode("utf-8", "backslashreplace").decode()  # half a character cannot be sent on
         if verdict == "bad_job":
             return Outcome("sandbox_error", message, cpu, 0.0, stdout, stderr, again=False)
         if verdict == "ended":  # a Program

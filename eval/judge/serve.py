@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,4 +260,6 @@ def _end_with_stdin() -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:  # the first may come when nobody listens yet, and a judge that is left behind stays for ever
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)

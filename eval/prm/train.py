@@ -20,7 +20,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,8 @@ def train(knobs: TrainKnobs, *, console: Console | None = None) -> Path:
     if os.environ.get("RANK", "0") == "0":
         claim(work, settings)
     try:
-        fit(knobs, examples, work, out, settings, console)
+        with holding(work):
+            fit(knobs, examples, work, out, settings, console)
     except KeyboardInterrupt as stop:
         kept = last_checkpoint(work)
         done = f"step {kept.name.rpartition('-')[2]} is kept" if kept else "nothing is kept yet"
@@ -260,6 +262,17 @@ def claim(work: Path, settings: dict[str, Any]) -> None:
             write_text(file, json.dumps(settings))
     except OSError as error:
         raise ConfigError(f"cannot write {work} ({error.strerror}): choose another out=") from error
+
+
+@contextmanager
+def holding(work: Path) -> Iterator[None]:
+    """Let the folder go again when settings are refused before anything was kept, so that they can be corrected."""
+    try:
+        yield
+    except ConfigError:
+        if os.environ.get("RANK", "0") == "0" and last_checkpoint(work) is None:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def last_checkpoint(work: Path) -> Path | None:

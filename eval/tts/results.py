@@ -105,6 +105,7 @@ def summary(
     raw: bool = False,
     programs: bool = False,
     hard: HardSet | None = None,
+    hard_of_base: bool = False,
 ) -> dict[str, Any]:
     """The numbers of results.json. No times: a run that was killed and continued gives the same.
 
@@ -133,11 +134,14 @@ def summary(
         found["unscored"] = sum(score is None for trace in flat for score in trace.notes.get("scores", ()))
     if hard is not None:
         share = float(np.mean(solved))
+        # of a base's hard set nobody knows what this model does on the other questions
+        whole = len(runs[0]) == len(hard.ids) and not hard_of_base
         found["hard"] = {
             "questions": len(hard.ids),
             "of": hard.questions,
             "greedy_correct": hard.greedy_correct,
-            "full_accuracy": full_share(hard, share * len(runs[0])) if len(runs[0]) == len(hard.ids) else None,
+            "of_base": hard_of_base,
+            "full_accuracy": full_share(hard, share * len(runs[0])) if whole else None,
         }
     attempts = [each for trace in flat for each in trace.attempts]
     phases = Counter(each.phase for each in attempts)

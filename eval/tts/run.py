@@ -136,7 +136,7 @@ def prepare(knobs: TTSKnobs, console: Console) -> TTSPlan:
     """Check everything, the quickest first. Raises ConfigError."""
     from rich.console import Console as Rich
 
-    from reasonrl.eval.models import locate
+    from reasonrl.eval.models import locate, tuned_from
     from reasonrl.eval.plan import prepare as prepare_eval
     from reasonrl.eval.tasks.task import load_task
 
@@ -164,7 +164,9 @@ def prepare(knobs: TTSKnobs, console: Console) -> TTSPlan:
     plan = prepare_eval(knobs.as_eval(path, hard.limit if hard else knobs.limit, most, backend), Rich(quiet=True))
     asked = plan.tasks[0]
     if hard is not None and file is not None:
-        facts = {"model": plan.fingerprint, "data": asked.questions.sha256, "prompt": asked.prompt.hash}
+        # a model that was tuned answers the questions on which its base fails, beside whom it stands in a table
+        known = hard.model if hard.model == tuned_from(plan.model) else plan.fingerprint
+        facts = {"model": known, "data": asked.questions.sha256, "prompt": asked.prompt.hash}
         hard.require(file, builds, task=task.name, **facts)
     feedback = None
     if method.turns:
@@ -267,14 +269,15 @@ def comparable(plan: TTSPlan) -> dict[str, Any]:
     from reasonrl.eval.plan import comparable as comparable_eval
 
     knobs = plan.knobs
+    files = fingerprints(knobs.how)  # in the place of their paths, which may be written in many ways
     ids = "\n".join(posed.id for posed in plan.posed)
     found = {
         **{key: value for key, value in comparable_eval(plan.plan).items() if key != "seed"},
         "dtype": plan.dtype,
         **({"edit_rank": knobs.engine.edit_rank} if plan.cuts_edits else {}),
         "method": knobs.method,
-        **{f"method.{name}": value for name, value in asdict(knobs.how).items()},
-        **{f"method.{name}.sha256": value for name, value in fingerprints(knobs.how).items()},
+        **{f"method.{name}": value for name, value in asdict(knobs.how).items() if name not in files},
+        **{f"method.{name}.sha256": value for name, value in files.items()},
         **{f"budget.{name}": value for name, value in asdict(knobs.attempts).items()},
         "seeds": ",".join(map(str, knobs.run_seeds)),
         "ids": hashlib.sha256(ids.encode()).hexdigest(),
@@ -456,6 +459,7 @@ def finish(
         raw=getattr(method, "raw_vote", False),
         programs=plan.task.task.kind == "code",
         hard=plan.hard,
+        hard_of_base=plan.hard is not None and plan.hard.model != plan.plan.fingerprint,
     )
     results = {
         "schema": SCHEMA,

@@ -176,7 +176,7 @@ class Schedule:
             for want, future in zip(live.wants, submitted, strict=True):
                 grade = future.result()
                 for _ in range(self._retries):
-                    if self._verifier.verdict(grade) != "error":
+                    if want.text in live.grades or self._verifier.verdict(grade) != "error":
                         break
                     grade = self._verifier.submit(live.posed, want.text).result()
                 grades.append(grade)
@@ -289,12 +289,13 @@ def _all(one: Outcome) -> tuple[Generated, ...]:
 
 
 def _graded(attempt: Attempt) -> bool:
-    return attempt.verdict in ("correct", "wrong", "unparseable")
+    """One that could not be graded too: what is written down stays, or the trace would say something else."""
+    return attempt.verdict != "unchecked"
 
 
 def _grade(attempt: Attempt) -> Grade:
     """The grade that a recorded attempt was given."""
     from reasonrl.eval.grading import Grade
 
-    status = "no_answer" if attempt.verdict == "unparseable" else "ok"
+    status = {"unparseable": "no_answer", "error": "error"}.get(attempt.verdict, "ok")
     return Grade(attempt.verdict == "correct", status, attempt.extracted)

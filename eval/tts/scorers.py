@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reasonrl.config import RunFailed
+from reasonrl.config import ConfigError, RunFailed
 
 if TYPE_CHECKING:
     from reasonrl.data.prompts import Prompt
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 AT_ONCE = 8  # requests under way
 PATIENCE = 60.0  # seconds of failing before the run stops
 TIMEOUT = 600.0  # seconds for one answer
+REACHED = 10.0  # seconds to be reached in
 
 
 class PRMScorer:
@@ -76,6 +79,17 @@ class HTTPScorer:
         self.url, self._prompt, self._tokenizer = url, prompt, tokenizer
         self._max_tokens, self._patience = max_tokens, patience
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def require_there(self) -> None:
+        """Raise ConfigError where nothing listens: the samples that it is to choose among may take hours."""
+        try:
+            at = urllib.parse.urlsplit(self.url)
+            port = at.port or (443 if at.scheme == "https" else 80)
+            socket.create_connection((at.hostname or "", port), timeout=REACHED).close()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"no reward model answers at {self.url} ({error}): start it, or correct method.orm="
+            ) from error
 
     def score(self, asks: Sequence[tuple[Posed, Score]]) -> list[float | None]:
         """Raises RunFailed when it cannot be reached or answers no number, ValueError for what it refuses."""

@@ -1,8 +1,8 @@
 """`reasonrl tune`: supervised training on gold solutions, in one of five kinds. The baselines of arXiv 2502.15771, OpTune.
 
-prepare   everything that can fail is tried before a model is loaded
+prepare   settings, data and the model's files are checked before it is loaded
 fit       Hugging Face's Trainer (trainer.py) from the last checkpoint on
-publish   a folder that every command loads as a model (publish.py)
+publish   a folder that loads as a model (publish.py)
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def tune(cfg: DictConfig, knobs: TuneKnobs, *, console: Console | None = None) -
     """
     from rich.console import Console
 
-    from reasonrl.eval.prm.train import claim, last_checkpoint
+    from reasonrl.eval.prm.train import claim, holding, last_checkpoint
 
     console = console or Console(quiet=True)
     job = prepare(cfg, knobs, console)
@@ -226,7 +226,8 @@ def tune(cfg: DictConfig, knobs: TuneKnobs, *, console: Console | None = None) -
     if os.environ.get("RANK", "0") == "0":
         claim(job.work, job.settings)
     try:
-        fit(job, console)
+        with holding(job.work):
+            fit(job, console)
     except KeyboardInterrupt as stop:
         kept = last_checkpoint(job.work)
         done = f"step {kept.name.rpartition('-')[2]} is kept" if kept else "nothing is kept yet"
@@ -241,6 +242,7 @@ def prepare(cfg: DictConfig, knobs: TuneKnobs, console: Console) -> Job:
     from reasonrl.data.prompts import prompt_from_config
     from reasonrl.engine.verl.launch import load_tokenizer
     from reasonrl.eval.prm.train import base_fingerprint
+    from reasonrl.eval.tune.kinds import check_sizes
     from reasonrl.eval.tune.targets import make_targets
     from reasonrl.models import check_model, context, facts
     from reasonrl.sampled.problems import load_split
@@ -257,7 +259,9 @@ def prepare(cfg: DictConfig, knobs: TuneKnobs, console: Console) -> Job:
         prompt, verify = prompt_from_config(cfg.prompt), verify_from_config(cfg.verify)
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
-    limit = context(facts(folder)) if (folder := model_folder(path)) else None
+    known = facts(folder) if (folder := model_folder(path)) else {}
+    check_sizes(known, knobs)
+    limit = context(known)
     longest = min(knobs.longest, limit or sys.maxsize)
     targets = make_targets(
         loaded, prompt, tokenizer, verify, ending=knobs.ending, max_tokens=longest, source=f"data={cfg.data.name}"

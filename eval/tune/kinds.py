@@ -88,6 +88,18 @@ def peft_config(model: Any, knobs: TuneKnobs) -> Any:
     return LNTuningConfig(task_type="CAUSAL_LM", target_modules=norms)
 
 
+def check_sizes(found: Mapping[str, Any], knobs: TuneKnobs) -> None:
+    """Raise ConfigError where a kind does not fit what the model's config.json says of its sizes."""
+    from reasonrl.engine.bottleneck import width_of
+
+    sizes = found.get("text_config") or found
+    layers, hidden = sizes.get("num_hidden_layers"), sizes.get("hidden_size")
+    if knobs.kind == "lora" and layers is not None:
+        upper_layers(int(layers), knobs.layers)
+    if knobs.kind == "adapter" and hidden is not None:
+        width_of(int(hidden), knobs.reduction)
+
+
 def upper_layers(layers: int, given: Sequence[int] | None) -> list[int]:
     """The layers that LoRA trains, the upper quarter unless told. Raises ConfigError."""
     if given is None:

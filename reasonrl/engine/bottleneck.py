@@ -58,8 +58,7 @@ class Bottleneck(nn.Module):
 def attach(model: Any, reduction: int, *, seed: int = 0, dtype: torch.dtype | None = None) -> list[nn.Parameter]:
     """Put an adapter into both parts of every layer; returns their parameters. Raises ConfigError."""
     hidden = int(model.config.get_text_config().hidden_size)
-    if hidden % reduction:
-        raise ConfigError(f"reduction={reduction} does not divide the hidden size {hidden} of the model")
+    width = width_of(hidden, reduction)
     parts = [part for layer in _layers(model) for part in (getattr(layer, name) for name in PARTS)]
     if not parts:
         raise ConfigError(
@@ -70,11 +69,18 @@ def attach(model: Any, reduction: int, *, seed: int = 0, dtype: torch.dtype | No
     made: list[nn.Parameter] = []
     for part in parts:
         like = next(part.parameters())
-        adapter = Bottleneck(hidden, hidden // reduction, noise=noise, device=like.device, dtype=dtype or like.dtype)
+        adapter = Bottleneck(hidden, width, noise=noise, device=like.device, dtype=dtype or like.dtype)
         part.add_module(NAME, adapter)
         part.register_forward_hook(_adapted)
         made += adapter.parameters()
     return made
+
+
+def width_of(hidden: int, reduction: int) -> int:
+    """Of an adapter beside hidden states of this size. Raises ConfigError."""
+    if hidden % reduction:
+        raise ConfigError(f"reduction={reduction} does not divide the hidden size {hidden} of the model")
+    return hidden // reduction
 
 
 def _adapted(part: Any, _: Any, output: Any) -> Any:

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,7 +29,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
-from reasonrl.config import ConfigError
+from reasonrl.config import ConfigError, RunFailed
 from reasonrl.data.typed import typed, unknown_name
 from reasonrl.verify.judge.jobs import extract_code, humaneval_job, mbpp_job
 from reasonrl.verify.judge.types import Job, JudgeError, Limits, Outcome, Program
@@ -43,6 +44,7 @@ MOST_BODY_MB = 256  # of requests to a judge of one's own: inputs of contest pro
 MOST_AT_ONCE = 256  # programs sent to a judge by one process
 OUTPUT_BYTES = 1 << 20  # of a program that reads stdin; more where more is expected, up to MOST_OUTPUT_BYTES
 MOST_OUTPUT_BYTES = 16 << 20
+MOST_INPUT_BYTES = 15 << 20  # what a sandbox has room for
 WRONG = ("failed", "error", "timeout_cpu", "timeout_wall", "memory", "output_limit")
 # Before programs of contest problems, whose starter code names types without importing them.
 CONTEST_PRELUDE = (
@@ -67,6 +69,8 @@ class HumanEval:
     def __post_init__(self) -> None:
         if not self.entry_point.isidentifier():
             raise ValueError(f"entry_point must be the name of a function, got {self.entry_point!r}")
+        if not re.search(r"^def check\b", self.tests, re.MULTILINE):  # a program could define its own
+            raise ValueError("tests must define check(candidate)")
 
     def job(self, program: str, limits: Limits) -> Job:
         parts = (self.prompt, self.tests, self.entry_point, program)
@@ -81,7 +85,7 @@ class MBPP:
     setup: str = ""
 
     def __post_init__(self) -> None:
-        if not self.tests:
+        if not all(map(str.strip, self.tests)) or not self.tests:
             raise ValueError("tests must not be empty: without a test every program is right")
 
     def job(self, program: str, limits: Limits) -> Job:
@@ -97,6 +101,12 @@ class Stdin:
 
     def __post_init__(self) -> None:
         _check_cases(self.inputs, self.outputs)
+        for name, texts, most in (
+            ("an input", self.inputs, MOST_INPUT_BYTES),
+            ("an output", self.outputs, MOST_OUTPUT_BYTES),
+        ):
+            if any(len(text.encode("utf-8", "replace")) > most for text in texts):
+                raise ValueError(f"{name} has more than {most} bytes: no program could be right")
 
     def job(self, program: str, limits: Limits) -> Cases:
         code = with_prelude(program)
@@ -222,9 +232,10 @@ def same_output(written: str, expected: str) -> bool:
 
 def _numbers(line: str) -> list[Decimal] | None:
     try:
-        return [Decimal(word) for word in line.split()]
+        found = [Decimal(word) for word in line.split()]
     except InvalidOperation:
         return None
+    return None if any(map(Decimal.is_nan, found)) else found  # to compare with sNaN raises
 
 
 # Verdicts
@@ -338,14 +349,13 @@ class Programs:
             return future
         try:
             task = job_of(answer, program, self.limits)
-            client = self._opened()
-        except ValueError as error:  # a ConfigError too
-            future.set_exception(
-                error if isinstance(error, ConfigError) else JudgeError(f"a gold that is none: {error}")
-            )
+        except ValueError as error:
+            future.set_exception(JudgeError(f"a gold that is none: {error}"))
             return future
+        try:
+            client = self._opened()
         except Exception as error:
-            future.set_exception(error)
+            future.set_exception(_no_verdict(error))
             return future
         with self._lock:
             if self._closed or self._loop is None:
@@ -377,7 +387,7 @@ class Programs:
             async with self._room:
                 found = await judged(client, task)
         except Exception as error:
-            told = error
+            told = _no_verdict(error)
             self._settle(future, lambda future: future.set_exception(told))
         else:
             self._settle(future, lambda future: future.set_result(found))
@@ -412,6 +422,13 @@ class Programs:
             loop.close()
 
         threading.Thread(target=live, name="verify-code", daemon=True).start()
+
+
+def _no_verdict(error: Exception) -> Exception:
+    """A failure of ours, as one that nobody takes for a wrong answer."""
+    if isinstance(error, ConfigError | RunFailed):
+        return error
+    return JudgeError(f"no verdict: {type(error).__name__}: {error}")
 
 
 _TASKS: set[asyncio.Task[None]] = set()
@@ -457,7 +474,7 @@ def open_judge(url: str | None, limits: Limits | None = None) -> Iterator[JudgeC
         except ConfigError as error:
             raise ConfigError(
                 f"programs cannot be judged here: {error}. A judge elsewhere: start `reasonrl judge` there and give its "
-                "address as verify.judge=http://host:port"
+                "address as verify.judge=https://host:port"
             ) from error
         client.patience = PATIENCE
         most = client.health().get("most", {})

@@ -11,6 +11,7 @@ Programs (`checker=code`) go to a judge instead, which runs them: `code.py`. Wit
 """
 
 import asyncio
+import ipaddress
 import queue
 import threading
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from reasonrl.data.typed import typed, unknown_name
 from reasonrl.verify import checkers
@@ -71,6 +73,8 @@ class VerifyConfig:
             raise ValueError(
                 f"verify.extract={FIRST_FENCE} finds programs, which verify.checker={self.checker} cannot compare"
             )
+        if self.checker == CODE and self.extract not in ("auto", FIRST_FENCE):
+            raise ValueError(f"verify.extract={self.extract} finds no programs: choose auto or {FIRST_FENCE}")
         if not self.answer_phrase:
             raise ValueError(
                 "verify.answer_phrase is empty: give the words before the answer, such as 'The answer is: '"
@@ -85,9 +89,9 @@ class VerifyConfig:
             raise ValueError(f"verify.cpu_seconds must be >= 0.1, got {self.cpu_seconds}")
         if self.memory_mb < 64:
             raise ValueError(f"verify.memory_mb must be >= 64, got {self.memory_mb}")
-        if self.judge is not None and not self.judge.startswith(ADDRESSES):
+        if self.judge is not None and not is_address(self.judge):
             raise ValueError(
-                f"verify.judge must be {', '.join(f'{each}...' for each in ADDRESSES)}, got {self.judge!r}"
+                f"verify.judge must be https://..., unix:... or, on this machine, http://127.0.0.1:..., got {self.judge!r}"
             )
 
     @property
@@ -108,6 +112,22 @@ class VerifyConfig:
         if self.mode == "phrase_number":
             names += ["answer_phrase"]
         return {name: getattr(self, name) for name in names}
+
+
+def is_address(url: str) -> bool:
+    """Whether a judge may be there: `https://host:port`, `unix:path`, and `http://` on this machine.
+
+    Elsewhere http would send the token, and programs, for everybody to read; no judge of ours listens there without TLS.
+    """
+    try:
+        parts = urlsplit(url)
+        if not url.startswith(ADDRESSES) or parts.port == 0:
+            return False
+        if parts.scheme == "http":
+            return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
+        return bool(parts.path if parts.scheme == "unix" else parts.hostname)
+    except ValueError:  # no port, or half an address
+        return False
 
 
 def verify_from_config(cfg: Mapping[str, Any]) -> VerifyConfig:

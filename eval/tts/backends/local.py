@@ -7,6 +7,7 @@ Weights of a question's own are a learner's; without one, or before its first st
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -39,9 +40,12 @@ class LocalBackend:
         self.model, self.tokenizer, self.end_ids, self.max_rows = model, tokenizer, tuple(end_ids), max_rows
         self._learner = learner
         self._changed: set[str] = set()  # owners with weights of their own
-        self._sampler = CPUSampler(model, end_ids=end_ids, decode=tokenizer.decode, max_rows=max_rows, weights=learner)
+        self._sampler = CPUSampler(
+            model, end_ids=end_ids, decode=tokenizer.decode, max_rows=max_rows, logprobs=True, weights=learner
+        )
 
     def generate(self, asks: Sequence[tuple[str, Generate]]) -> list[Outcome]:
+        """Raises FloatingPointError naming a question whose samples had probabilities that are no numbers."""
         from reasonrl.engine.sampling import Ask
 
         made: dict[int, Outcome] = {}
@@ -51,6 +55,11 @@ class LocalBackend:
             if ask.beams == 1
         )
         for answer in self._sampler.answers(plain):
+            if not math.isfinite(sum(answer.logprobs or ())):  # what was drawn from them is noise
+                raise FloatingPointError(
+                    f"question {asks[answer.key][0]}: the probabilities of its tokens are not finite; its own weights may be "
+                    "too large, or engine.dtype too small: try engine.dtype=float32"
+                )
             made[answer.key] = self._generated(answer.token_ids, answer.finished)
         wide = [i for i, (_, ask) in enumerate(asks) if ask.beams > 1]
         for i, beams in zip(wide, self._beams([asks[i][1] for i in wide]), strict=True):

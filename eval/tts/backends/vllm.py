@@ -147,7 +147,7 @@ def cut(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 def write_adapter(folder: Path, weights: Mapping[str, tuple[Any, Any]], lora: LoRA) -> None:
     """An adapter in PEFT's format. weights: A and B by the name of their module."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = {
         "peft_type": "LORA",
@@ -165,7 +165,8 @@ def write_adapter(folder: Path, weights: Mapping[str, tuple[Any, Any]], lora: Lo
         for letter, matrix in zip("AB", pair, strict=True)
     }
     folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # `save_file` has an error of its own for a full disk
+    (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 

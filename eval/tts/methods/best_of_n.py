@@ -99,7 +99,9 @@ class BestOfN:
         from reasonrl.eval.tts.scorers import HTTPScorer, PRMScorer
 
         if self.orm is not None:
-            return HTTPScorer(self.orm, prompt, tokenizer=tokenizer, max_tokens=self.orm_tokens)
+            scorer = HTTPScorer(self.orm, prompt, tokenizer=tokenizer, max_tokens=self.orm_tokens)
+            scorer.require_there()
+            return scorer
         from reasonrl.engine.prm import open_scorer
 
         assert self.prm is not None

@@ -7,6 +7,7 @@ This file decides what is tried and learned, and in which order; how a step is t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,8 +56,10 @@ class FTTT:
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
-        require(self.lr > 0, f"lr must be greater than 0, got {self.lr}")
-        require(self.c >= 0, f"c must be at least 0, got {self.c}")
+        for name in ("lr", "alpha"):
+            value = getattr(self, name)
+            require(value > 0 and math.isfinite(value), f"{name} must be greater than 0, got {value}")
+        require(self.c >= 0 and math.isfinite(self.c), f"c must be at least 0, got {self.c}")
         require(self.steps >= 1 and self.rank >= 1, f"steps and rank must be at least 1, got {self.steps}, {self.rank}")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
         require(

@@ -64,10 +64,11 @@ def rendering(feedback: FeedbackPolicy, words: str) -> str:
 
 def write_editor(folder: Path, card: Card, editors: Editors) -> None:
     """Weights and card into a folder that exists; the card last."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    tensors = {name: value.detach().cpu().contiguous() for name, value in editors.state_dict().items()}
     with replacing(folder / WEIGHTS) as scratch:
-        save_file({name: value.detach().cpu().contiguous() for name, value in editors.state_dict().items()}, scratch)
+        scratch.write_bytes(save(tensors))  # `save_file` has an error of its own for a full disk
     write_text(folder / CARD, json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -87,11 +88,12 @@ def read_card(given: str | Path) -> Card:
             )
         matrices = tuple(Matrix(**each) for each in values.pop("matrices"))
         card = Card(matrices=matrices, **{name: _tuples(value) for name, value in values.items()})
+        wanted = card.tensors
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{folder / CARD} is not the card of an editor ({error}); {WAY_OUT}") from error
-    _check_tensors(folder / WEIGHTS, card)
+    _check_tensors(folder / WEIGHTS, wanted)
     return card
 
 
@@ -122,7 +124,7 @@ def sha256(given: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _check_tensors(file: Path, card: Card) -> None:
+def _check_tensors(file: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -132,7 +134,6 @@ def _check_tensors(file: Path, card: Card) -> None:
             have = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file} is no safetensors file, or one cut short ({error}): copy it again") from error
-    wanted = card.tensors
     for name in sorted({*have, *wanted}):
         if have.get(name) != wanted.get(name):
             raise ConfigError(

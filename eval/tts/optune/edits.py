@@ -54,7 +54,10 @@ class EditLearner:
 
     @torch.no_grad()
     def step(self, asks: Sequence[tuple[str, Step]]) -> list[StepDone]:
-        """Edit each owner's weights, from the base weights. Raises with nothing changed."""
+        """Edit each owner's weights, from the base weights.
+
+        Raises FloatingPointError naming the questions whose edit is not finite; then nothing has changed.
+        """
         self.use(())
         texts = [tokens(step) for _, step in asks]
         made: list[tuple[list[Edit], StepDone]] = []
@@ -73,6 +76,12 @@ class EditLearner:
             seconds = (time.monotonic() - begun) / len(some)
             for row in range(len(some)):
                 made.append(([each.row(row) for each in edits], StepDone(found[row], seconds)))
+        bad = [asks[place][0] for place, (edits, _) in zip(order, made, strict=True) if not _sound(edits)]
+        if bad:
+            raise FloatingPointError(
+                f"question {', '.join(bad[:3])}{' ..' * (len(bad) > 3)}: the edit of its attempt is not finite; train the "
+                "editor with a smaller lr= or eta=, or use engine.dtype=float32"
+            )
         done: list[StepDone] = [made[0][1]] * len(asks)
         for place, (edits, each) in zip(order, made, strict=True):
             self._edits[asks[place][0]] = edits
@@ -141,6 +150,10 @@ def stacked(rows: Sequence[int], edits: Sequence[Edit]) -> list[Stack]:
         number = torch.tensor([row for row, _ in some], device=left.device)
         found.append(Stack(number, Edit(left, right, tuple(each.tokens[0] for _, each in some))))
     return found
+
+
+def _sound(edits: Sequence[Edit]) -> bool:
+    return all(bool(part.isfinite().all()) for edit in edits for part in (edit.left, edit.right))
 
 
 def _parts(some: Sequence[tuple[int, Edit]]) -> list[tuple[Tensor, Tensor]]:

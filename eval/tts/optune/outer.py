@@ -73,7 +73,7 @@ class Outer:
         self._restore()
 
     def run(self) -> None:
-        """Up to the last step. Raises RunFailed when numbers stay not finite."""
+        """Up to the last step. Raises RunFailed when numbers stay not finite, or when no editor came of them."""
         if self.step:
             self.console.print(f"continuing after step {self.step} of {self.total}")
         elif self.held_out:
@@ -101,6 +101,17 @@ class Outer:
                 )
             if self.step % every == 0 or self.step == self.total:
                 self.save()
+        self._require_sound()
+
+    def _require_sound(self) -> None:
+        rows = [row for row in self.history if row["step"]]
+        if all(math.isnan(row["loss"]) for row in rows):
+            what = f"none of {self.total} steps had numbers that are finite, so nothing was learned"
+        elif not math.isfinite(rows[-1].get("held_out_loss", 0.0)):
+            what = "the loss of what is held out is not finite under the edits of this editor"
+        else:
+            return
+        raise RunFailed(f"{what}. A smaller lr= or eta=, or dtype=float32, may help, in another out=")
 
     def _batch(self, step: int) -> list[Pair]:
         """Shuffled anew each epoch; within a batch by length, so that passes are even."""
@@ -176,7 +187,7 @@ class Outer:
 
     def save(self) -> None:
         """Everything that the rest of the training follows from."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {f"editors.{name}": value for name, value in self.editors.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
@@ -184,7 +195,8 @@ class Outer:
         position = {name: getattr(self, name) for name in ("step", "skipped", "broken", "history")}
         with replacing(self.work / CHECKPOINT) as scratch:
             whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(whole, scratch, metadata={"position": json.dumps(position)})
+            # `save_file` has an error of its own for a full disk
+            scratch.write_bytes(save(whole, metadata={"position": json.dumps(position)}))
         self.kept = self.step
 
     def _restore(self) -> None:

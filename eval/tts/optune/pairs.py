@@ -135,8 +135,10 @@ def sample_attempts(
     from reasonrl.sampled.answers import Progress, judged, noise_key, sampling, telling_what_is_kept
     from reasonrl.verify.pool import Verifier, verify_from_config
 
-    problems = questions.loaded.problems
-    with Journal.opened(knobs.store_path(cfg), Shard(0, 1), questions.settings, questions.about) as journal:
+    problems, store = questions.loaded.problems, knobs.store_path(cfg)
+    if _whole(Shard(0, 1).file(store), questions):
+        return
+    with Journal.opened(store, Shard(0, 1), questions.settings, questions.about) as journal:
         todo = [i for i in questions.targets if problems[i].id not in journal.done]
         if not todo:
             return
@@ -180,6 +182,17 @@ def sample_attempts(
                     ]
                     journal.add({"id": problems[i].id, "attempts": attempts})
                     progress(samples)
+
+
+def _whole(file: Path, questions: Questions) -> bool:
+    """Whether nothing is missing: then any number of trainings read it at once. Raises ConfigError for other settings."""
+    from reasonrl.runs.journal import read_journal, refuse_others
+
+    written = read_journal(file)
+    if written is None or not written.rows:
+        return False
+    refuse_others(file, written.settings, questions.settings)
+    return {questions.loaded.problems[i].id for i in questions.targets} <= {row["id"] for row in written.rows}
 
 
 def read_attempts(cfg: DictConfig, knobs: OptuneKnobs, questions: Questions) -> dict[int, list[dict[str, Any]]]:

@@ -185,7 +185,7 @@ def train(cfg: DictConfig, knobs: OptuneKnobs, *, asked: Sequence[str] = (), con
 
     from reasonrl.config import package_path
     from reasonrl.engine.prm.transformers_scorer import chosen_device
-    from reasonrl.eval.prm.train import claim
+    from reasonrl.eval.folder import locked
     from reasonrl.eval.tts.backends.local import open_local
     from reasonrl.eval.tts.optune import pairs
     from reasonrl.eval.tts.optune.outer import Outer
@@ -204,7 +204,8 @@ def train(cfg: DictConfig, knobs: OptuneKnobs, *, asked: Sequence[str] = (), con
         console.print(f"{out} is complete already")
         return out
     work = out.with_name(f".{out.name}.training")
-    claim(work, settings)
+    with locked(work):
+        begin(work, settings)  # before anything is sampled
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -227,6 +228,8 @@ def train(cfg: DictConfig, knobs: OptuneKnobs, *, asked: Sequence[str] = (), con
         tell(console, learned, held_out, counts)
         model = backend().model
         wanted = wanted or chosen(matrices(model), knobs.target_names, knobs.layer_numbers)
+        stack.enter_context(locked(work))  # not while attempts are made, which have a lock and a store of their own
+        begin(work, settings)
         outer = Outer(
             knobs, cfg.seed, model, modules(model, wanted, "the editor"), wanted, learned, held_out, work, console
         )
@@ -249,6 +252,19 @@ def train(cfg: DictConfig, knobs: OptuneKnobs, *, asked: Sequence[str] = (), con
     shutil.rmtree(work, ignore_errors=True)
     console.print(f"editor of {len(wanted)} matrices in {out}. Use it with: " + use_it(questions.about, out))
     return out
+
+
+def begin(work: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of an unfinished training, or find it with these settings. Raises ConfigError for others.
+
+    One without a checkpoint holds nothing that other settings would lose.
+    """
+    from reasonrl.eval.prm.train import claim
+    from reasonrl.eval.tts.optune.outer import CHECKPOINT
+
+    if not (work / CHECKPOINT).is_file():
+        (work / "settings.json").unlink(missing_ok=True)
+    claim(work, settings)
 
 
 def resolved(knobs: OptuneKnobs, device: str) -> OptuneKnobs:

@@ -207,9 +207,13 @@ def load_card(folder: Path) -> tuple[Card, Any]:
 
 
 def chosen_device(device: str) -> str:
-    """`auto`: the GPU where there is one. Raises ConfigError for one that is not there."""
+    """`auto`: the GPU where there is one. Raises ConfigError for one that is not there, or no device."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device={device} and PyTorch finds no GPU: use device=cpu")
     return device

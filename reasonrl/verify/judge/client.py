@@ -123,7 +123,16 @@ class JudgeClient:
         answer = _caught(lambda: self._client().get("/healthz"))
         if isinstance(answer, Exception):
             raise JudgeGone(f"no judge at {self.url} ({_why(answer)}); start one with reasonrl judge")
-        return dict(answer.json())
+        try:
+            facts = dict(answer.json())
+            if facts["status"] == "ok" and isinstance(facts["most"], dict):
+                return facts
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise JudgeGone(
+            f"{self.url} is no judge of this version (GET /healthz: status {answer.status_code}: {_told(answer)[:100]}); "
+            "is it the address that reasonrl judge told?"
+        )
 
     def close(self) -> None:
         """Close its connections; those of an event loop end with the loop."""
@@ -180,7 +189,7 @@ class JudgeClient:
                 cause = _why(answer)
             if now - silent_since + pause > self.patience:
                 raise JudgeGone(
-                    f"no judge at {self.url} for {now - silent_since:.0f} s ({cause}); is `reasonrl judge` up?"
+                    f"no judge at {self.url} for {now - silent_since:.0f} s ({cause}): see whether `reasonrl judge` is up"
                 )
             if now - start > self.busy_patience:
                 raise JudgeGone(f"the judge at {self.url} had no time for {now - start:.0f} s ({cause})")

@@ -13,7 +13,6 @@ from typing import Any
 from reasonrl.config import ConfigError
 from reasonrl.verify.judge.client import JudgeClient
 
-START_SECONDS = 120.0
 DRAIN_SECONDS = 60.0
 
 

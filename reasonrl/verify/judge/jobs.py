@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from reasonrl.verify.judge.types import Job, Limits, Mode
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
-_OPEN = re.compile(r"^[ \t]*```", re.MULTILINE)
+_TAG = re.compile(r"[\w+.-]*")
 FENCE = "```"
 PYTHON_TAGS = ("", "python", "python3", "py")
 
@@ -24,13 +23,32 @@ def extract_code(text: str, *, released: bool = False) -> str | None:
     """
     if released:
         return _first_block(text)
-    blocks = [(found[1].lower(), found[2]) for found in _FENCE.finditer(text)]
-    for tag, code in blocks:
-        if tag in PYTHON_TAGS:
-            return code
-    if blocks or _OPEN.search(text) or not text.strip():
+    fenced = False
+    tag: str | None = None  # of the block that is open
+    inside: list[str] = []
+    for line in text.split("\n"):  # each once: whoever samples the text waits, and a model may write fences for ever
+        bare = line.strip(" \t\r")
+        if bare.startswith(FENCE):
+            fenced = True
+            rest = bare[len(FENCE) :]
+            if tag is None and "`" not in rest:
+                tag, inside = _tag(rest), []
+                continue
+            if tag is not None and not rest:
+                if tag in PYTHON_TAGS:
+                    return "".join(inside)
+                tag = None
+                continue
+        if tag is not None:
+            inside.append(f"{line}\n")
+    if fenced or not text.strip():
         return None
     return text if compiles(text) else None
+
+
+def _tag(rest: str) -> str:
+    found = _TAG.match(rest.lstrip(" \t"))
+    return found[0].lower() if found is not None else ""
 
 
 def _first_block(text: str) -> str | None:
