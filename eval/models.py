@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RUN_PROMPT = "run:"  # before the name of a prompt that is a run's own
 ADAPTER = "lora_adapter"  # folder beside merged weights that lack it
+SMALL_BYTES = 64 << 20  # of weights: below it a second thread makes nothing faster, and many processes slower (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,11 @@ def _chain(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _folder(path: Path, trust: bool) -> EvalModel:
-    from reasonrl.models import facts
+    from reasonrl.models import facts, weight_files
 
     facts(path)  # raises: no Hugging Face model
-    return EvalModel(path.name, str(path), trust)
+    size = sum(file.stat().st_size for file in weight_files(path))
+    return EvalModel(path.name, str(path), trust, threads=1 if 0 < size < SMALL_BYTES else None)
 
 
 def _from_run(path: Path, trust: bool) -> EvalModel | None:

@@ -258,6 +258,7 @@ def test_a_tuned_model_is_asked_what_its_base_fails_on(tiny: LocalBackend) -> No
     shutil.copytree(package_path("pkg://reasonrl.assets.tiny/model"), "other")
     config = json.loads(Path("other/config.json").read_text())
     Path("other/config.json").write_text(json.dumps({**config, "initializer_range": 0.5}))
+    assert locate("other").threads == locate("tiny").threads == 1
     asked = ("method=best_of_n", "budget=1", "seeds=42", f"hard={hard}", "model=other")
     with pytest.raises(ConfigError, match="was made with another model"):
         made(*asked, backend=fake("\\boxed{no}"))
