@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 RUN_PROMPT = "run:"  # before the name of a prompt that is a run's own
 ADAPTER = "lora_adapter"  # folder beside merged weights that lack it
-SMALL_BYTES = 64 << 20  # of weights: below it a second thread makes nothing faster, and many processes slower (docs/log.md)
+SMALL_BYTES = (
+    64 << 20
+)  # of weights: below it a second thread makes nothing faster, and many processes slower (docs/log.md)
 
 
 @dataclass(frozen=True)
