@@ -224,6 +224,17 @@ def test_a_half_line_that_a_kill_left_is_made_again() -> None:
     assert results(Path("x")) == whole
 
 
+def test_steps_that_a_dtype_would_hide_are_told() -> None:
+    def said(*more: str) -> str:
+        console = told()
+        prepare(read_settings(["method=fttt", *BASE, "limit=1", *more]), console)
+        return console.export_text()
+
+    assert "in bfloat16 most of what steps of method.lr=1e-05 change is rounded away" in said("engine.dtype=bfloat16")
+    assert "rounded away" not in said("engine.dtype=bfloat16", "method.lr=0.003")
+    assert "rounded away" not in said()
+
+
 # the hard set
 
 

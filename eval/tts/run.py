@@ -257,6 +257,9 @@ def tell(plan: TTSPlan, console: Console) -> None:
     how = "greedy" if knobs.how.greedy else f"temperature {knobs.temperature:g}"
     seeds = f", seeds {', '.join(map(str, knobs.run_seeds))}" if len(knobs.run_seeds) > 1 else ""
     notes = [f"{len(task.questions.dropped)} rows dropped"] if task.questions.dropped else []
+    advice = getattr(knobs.how, "advice", None)
+    if advice is not None and (told := advice(plan.dtype)) is not None:
+        notes.append(told)
     attempts = knobs.attempts.attempts
     console.print(
         f"{knobs.method} on {task.task.name}: {len(plan.posed)} {which}, at most {attempts} attempt"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reasonrl.eval.tts.backends import Learner
 
 OPTIMIZERS = ("adamw", "sgd")
+SEEN_IN_16_BITS = 1e-3  # a learning rate whose steps outputs of 8 bits' precision can show
 REFLECTIONS = 2  # drawn until one ends by itself; without one the step learns the words alone
 
 
@@ -71,6 +72,12 @@ class FTTT:
         from reasonrl.eval.tts.adapters import check_targets
 
         check_targets(model_path, self.targets)
+
+    def advice(self, dtype: str) -> str | None:
+        """What should be known before the work, of a model in this dtype."""
+        if dtype == "float32" or self.lr >= SEEN_IN_16_BITS:
+            return None
+        return f"in {dtype} most of what steps of method.lr={self.lr:g} change is rounded away: engine.dtype=float32 keeps it"
 
     def learner(self, model: Any, tokenizer: Any, *, end_ids: Sequence[int]) -> Learner:
         """What takes the steps. Raises ConfigError for targets that the model lacks."""
