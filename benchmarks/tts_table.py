@@ -33,10 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from reasonrl.eval.tts.base import Trace, voted
+from reasonrl.eval.tts.base import Attempt, Trace, voted
 from reasonrl.eval.tts.folder import Seed
 from reasonrl.eval.tts.results import interval
 from reasonrl.functional.choice import best
+from reasonrl.functional.estimates import difference_interval
 
 ARMS: dict[str, list[str]] = {
     "greedy": ["method=greedy"],
@@ -81,6 +82,11 @@ class Run:
     def programs(self) -> bool:
         """Whether answers are programs, of which equal ones are one answer in a vote."""
         return bool(self.results["settings"].get(f"{self.results['task']}.checker") == "code")
+
+    @property
+    def solved(self) -> np.ndarray:
+        """(Q,) of each question, the mean over seeds."""
+        return np.mean([[float(trace.solved) for trace in traces] for traces in self.traces], axis=0)
 
     @property
     def tokens_a_question(self) -> float:
@@ -187,6 +193,52 @@ def table(runs: Sequence[Run], equal: Sequence[str] = ("best_of_n",), *, seconds
     )
     about += f" {at[1]:,.0f} tokens are what a question cost {at[0]} on average." if at else ""
     return "\n".join([about, "", *lines, ""])
+
+
+def beside(runs: Sequence[Run], label: str) -> str:
+    """Markdown: what each run solves more or less than the one of this label, and how many texts differ; '' without it.
+
+    Differences are paired by question, of all that a question was given. Texts: of attempts after a question's first with the
+    same seed and number, those that differ; methods that sample the same way write the same there.
+    """
+    base = next((run for run in runs if run.label == label), None)
+    if base is None:
+        return ""
+    lines = [
+        f"| method | less `{label}`, points | other texts after the first | cut | without an answer |",
+        "|---" * 5 + "|",
+    ]
+    for run in runs:
+        gap = difference_interval(run.solved, base.solved)
+        other, both = other_texts(run, base)
+        attempts = [each for traces in run.traces for trace in traces for each in trace.attempts if each.number > 0]
+        cut = sum(not each.finished for each in attempts) / len(attempts)
+        silent = sum(each.verdict == "unparseable" for each in attempts) / len(attempts)
+        cells = [
+            f"`{run.label}`",
+            "" if run is base else f"{100 * gap.estimate:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})",
+            "" if run is base or not both else f"{other} of {both} ({_percent(other / both)} %)",
+            f"{_percent(cut)} %",
+            f"{_percent(silent)} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def other_texts(run: Run, base: Run) -> tuple[int, int]:
+    """Attempts from the second on that differ, of those that both made."""
+    found = [
+        one.token_ids != two.token_ids
+        for seed, traces in zip(run.results["seeds"], run.traces, strict=True)
+        if seed in base.results["seeds"]
+        for mine, theirs in zip(traces, base.traces[base.results["seeds"].index(seed)], strict=True)
+        for one, two in zip(_charged(mine)[1:], _charged(theirs)[1:], strict=False)
+    ]
+    return sum(found), len(found)
+
+
+def _charged(trace: Trace) -> list[Attempt]:
+    return [each for each in trace.attempts if each.number > 0]
 
 
 def _cell(found: Mapping[str, float] | None) -> str:
@@ -312,6 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--equal", default="best_of_n", help="methods at whose tokens all are compared, the first there is"
     )
+    parser.add_argument("--beside", default=None, help="a method that all are compared with, question by question")
     parser.add_argument("--no-seconds", action="store_true", help="for runs that shared a machine")
     parser.add_argument("--markdown", default=None)
     parser.add_argument("--image", default=None)
@@ -321,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(args.folder)
     runs = [read(folder, label) for label in labels_in(folder)]
     text = table(runs, args.equal.split(","), seconds=not args.no_seconds)
+    if args.beside:
+        text += f"\n{beside(runs, args.beside)}"
     print(text)
     if args.markdown:
         Path(args.markdown).write_text(text)

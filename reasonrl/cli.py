@@ -7,6 +7,7 @@ it: `model=<folder or hub name>`, `recipe=<method>/<model>`, `method.<knob>=`, `
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import re
@@ -34,6 +35,9 @@ GROUPS = ("method", "model", "data", "prompt", "verify", "engine", "logger")
 
 class UsageError(ValueError):
     """Arguments that cannot be understood."""
+
+
+AGAIN = "give the same command again to continue: what was finished is kept"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -359,46 +363,14 @@ def data(args: list[str]) -> int:
         return 130
 
 
-def prefixes(args: list[str]) -> int:
-    from reasonrl.prefixes import run
+def resumable(module: str) -> Callable[[list[str]], int]:
+    """The command that `run` of a module is: stopped at any moment, it continues. Imported when it is asked for."""
 
-    again = "give the same command again to continue: what was finished is kept"
-    return guarded(lambda: run(args), bug=again, interrupted=again)
+    def command(args: list[str]) -> int:
+        run = importlib.import_module(module).run
+        return guarded(lambda: int(run(args)), bug=AGAIN, interrupted=AGAIN)
 
-
-def evaluate(args: list[str]) -> int:
-    from reasonrl.eval.command import run
-
-    again = "give the same command again to continue: what was finished is kept"
-    return guarded(lambda: run(args), bug=again, interrupted=again)
-
-
-def prm(args: list[str]) -> int:
-    from reasonrl.eval.prm.command import run
-
-    again = "give the same command again to continue: what was finished is kept"
-    return guarded(lambda: run(args), bug=again, interrupted=again)
-
-
-def tts(args: list[str]) -> int:
-    from reasonrl.eval.tts.command import run
-
-    again = "give the same command again to continue: what was finished is kept"
-    return guarded(lambda: run(args), bug=again, interrupted=again)
-
-
-def tune(args: list[str]) -> int:
-    from reasonrl.eval.tune.command import run
-
-    again = "give the same command again to continue: what was finished is kept"
-    return guarded(lambda: run(args), bug=again, interrupted=again)
-
-
-def optune(args: list[str]) -> int:
-    from reasonrl.eval.tts.optune.command import run
-
-    again = "give the same command again to continue: what was finished is kept"
-    return guarded(lambda: run(args), bug=again, interrupted=again)
+    return command
 
 
 def judge(args: list[str]) -> int:
@@ -421,14 +393,14 @@ def export(args: list[str]) -> int:
 
 RUN: dict[str, Callable[[list[str]], int]] = {
     "train": train,
-    "eval": evaluate,
+    "eval": resumable("reasonrl.eval.command"),
     "data": data,
-    "prefixes": prefixes,
-    "prm": prm,
+    "prefixes": resumable("reasonrl.prefixes"),
+    "prm": resumable("reasonrl.eval.prm.command"),
     "judge": judge,
-    "tts": tts,
-    "optune": optune,
-    "tune": tune,
+    "tts": resumable("reasonrl.eval.tts.command"),
+    "optune": resumable("reasonrl.eval.tts.optune.command"),
+    "tune": resumable("reasonrl.eval.tune.command"),
     "check": check,
     "export": export,
 }

@@ -473,7 +473,7 @@ def test_a_number_that_can_teach_nothing_is_refused(name: str, value: str) -> No
 
 def test_a_backend_without_a_learner_takes_no_step(double: Any, tokenizer: Any) -> None:
     backend = LocalBackend(double, tokenizer, end_ids=[3])
-    with pytest.raises(NotImplementedError, match="opened without a learner"):
+    with pytest.raises(RuntimeError, match="opened without a learner"):
         backend.step([("q", a_step())])
 
 

@@ -91,6 +91,23 @@ def test_the_table_has_each_method_s_own_measure_at_each_number_of_attempts(
     assert "–" in best[3]
 
 
+def test_runs_are_compared_with_one_of_them_by_question_and_text(tts_table: ModuleType, folder: Path) -> None:
+    runs = [tts_table.read(folder, label) for label in ("greedy", "best_of_n", "self_consistency")]
+    text = tts_table.beside(runs, "best_of_n")
+    # of four questions best of n solves all, greedy the first
+    assert cells(text, "greedy")[1].startswith("-75.0 (")
+    assert cells(text, "best_of_n")[1:3] == ["", ""]
+    # attempts from the second on of questions that took 1, 2, 3 and 4: the same script wrote both
+    assert cells(text, "self_consistency")[2] == "0 of 6 (0.0 %)"
+    traces = list(runs[2].traces[0])
+    last = max(range(4), key=lambda i: len(runs[1].traces[0][i].attempts))
+    attempts = traces[last].attempts
+    traces[last] = replace(traces[last], attempts=(*attempts[:3], replace(attempts[3], token_ids=(1,))))
+    runs[2] = replace(runs[2], traces=[traces])
+    assert cells(tts_table.beside(runs, "best_of_n"), "self_consistency")[2] == "1 of 6 (16.7 %)"
+    assert tts_table.beside(runs, "fttt") == ""
+
+
 def test_at_other_tokens_or_none(tts_table: ModuleType, folder: Path) -> None:
     runs = [tts_table.read(folder, label) for label in ("best_of_n", "self_consistency")]
     assert [runs[0].within(tokens)["estimate"] for tokens in (15, 16, 48, 64)] == [0.0, 0.25, 0.75, 1.0]

@@ -356,7 +356,7 @@ def test_fttt_samples_each_attempt_with_the_weights_of_the_steps_before_it(tmp_p
 def test_without_a_learner_nothing_can_be_changed() -> None:
     made, _ = backend()
     assert made.capabilities == {"sample", "beam", "prefix_cache", "lora_swap"}
-    with pytest.raises(NotImplementedError, match="opened without a learner"):
+    with pytest.raises(RuntimeError, match="opened without a learner"):
         made.step([])
     made.forget("a")
     assert made.facts() == {}

@@ -67,11 +67,9 @@ class LocalBackend:
         return [made[i] for i in range(len(asks))]
 
     def step(self, asks: Sequence[tuple[str, Step]]) -> list[StepDone]:
-        """Raises NotImplementedError where no learner was given, and what the learner raises."""
+        """Raises RuntimeError where no learner was given, and what the learner raises."""
         if self._learner is None:
-            raise NotImplementedError(
-                "this backend was opened without a learner, so no question has weights of its own"
-            )
+            raise RuntimeError("this backend was opened without a learner, so no question has weights of its own")
         done = self._learner.step(asks)
         self._changed |= {owner for owner, _ in asks}
         return done

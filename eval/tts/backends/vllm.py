@@ -265,11 +265,9 @@ class VLLMBackend:
         return [made[place] for place in range(len(wanted))]
 
     def step(self, asks: Sequence[tuple[str, Step]]) -> list[StepDone]:
-        """Raises NotImplementedError where no learner was given, and what the learner raises."""
+        """Raises RuntimeError where no learner was given, and what the learner raises."""
         if self._adapters is None:
-            raise NotImplementedError(
-                "this backend was opened without a learner, so no question has weights of its own"
-            )
+            raise RuntimeError("this backend was opened without a learner, so no question has weights of its own")
         return self._adapters.step(asks)
 
     def forget(self, owner: str) -> None:
