@@ -10,7 +10,6 @@ An attempt that was cut, or that nobody could judge, is never used. Right attemp
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ def read_questions(cfg: DictConfig, knobs: OptuneKnobs, end_ids: Sequence[int], 
     from reasonrl.data.prompts import prompt_from_config
     from reasonrl.engine.verl.launch import load_tokenizer
     from reasonrl.eval.tune.targets import gold_texts
-    from reasonrl.sampled.problems import settings
+    from reasonrl.sampled.problems import load_split, settings
     from reasonrl.verify.pool import verify_from_config
 
     tokenizer = load_tokenizer(cfg)
@@ -76,7 +75,7 @@ def read_questions(cfg: DictConfig, knobs: OptuneKnobs, end_ids: Sequence[int], 
             raise ConfigError(
                 f"prompt={prompt.name} is a text, and an attempt is answered in turns of a chat: choose a prompt of kind chat"
             )
-        loaded, sha256 = _read(cfg, tokenizer)
+        loaded, sha256 = load_split(cfg, tokenizer, "train")
     except ValueError as error:  # DataError and friends say what, where and the way out
         raise ConfigError(str(error)) from error
     made = gold_texts(loaded, prompt, verify_from_config(cfg.verify), ending=None, source=f"data={cfg.data.name}")
@@ -99,28 +98,6 @@ def read_questions(cfg: DictConfig, knobs: OptuneKnobs, end_ids: Sequence[int], 
         "prompt": prompt.name,
     }
     return Questions(tokenizer, feedback, loaded, targets, found, about)
-
-
-def _read(cfg: DictConfig, tokenizer: Any) -> tuple[Loaded, str]:
-    """The training problems as a run loads them, with their solutions. Raises DataError."""
-    from reasonrl.data.items import DataError
-    from reasonrl.data.prepare import build
-    from reasonrl.data.problems import load
-    from reasonrl.data.prompts import prompt_from_config
-
-    with tempfile.TemporaryDirectory(prefix="reasonrl-optune-") as scratch:
-        try:
-            report = build(cfg.data, Path(scratch))["train"]
-            loaded = load(
-                report.path,
-                prompt_from_config(cfg.prompt),
-                tokenizer,
-                max_prompt_tokens=cfg.max_prompt_tokens,
-                overlong=cfg.data.get("overlong", "drop"),
-            )
-        except DataError as error:
-            raise DataError(str(error).replace(f"{scratch}/", "")) from error  # nobody can look there
-    return loaded, report.sha256
 
 
 # Attempts
