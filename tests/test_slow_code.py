@@ -55,7 +55,15 @@ def own_judges() -> set[int]:
 
 
 def judges_below(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children(recursive=True) if "judge" in child.cmdline()[1:5]]
+    return [child for child in psutil.Process(pid).children(recursive=True) if "judge" in arguments(child)[1:5]]
+
+
+def arguments(process: psutil.Process) -> list[str]:
+    """Of a process that may have ended meanwhile."""
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_the_judges_word_is_the_reward(tmp_path: Path) -> None:
